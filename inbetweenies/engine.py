@@ -1,0 +1,670 @@
+"""The server's side of a sync, pure: what a request must read, and what is decided from it.
+
+Read `serve`: it is the whole course of one request as a plan that yields reads and writes. `reads` and `decide` are
+its two halves and can be called alone. Nothing here knows a wire version, a clock or a store; seq, stamp, chain and
+digest of every row are decided here, inside the store's transaction, so that all stores agree on them (PROTOCOL 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from . import merge
+from .errors import RemoteProtocolError, clip
+from .limits import Limits
+from .merge import Policy, arrival, later, side_of
+from .model import (
+    SEQ_MAX,
+    Ack,
+    Change,
+    Conflict,
+    Context,
+    Cursor,
+    Device,
+    Entity,
+    Head,
+    Held,
+    Kind,
+    Outcome,
+    Plan,
+    Reads,
+    Refused,
+    Relationship,
+    Row,
+    Span,
+    SyncRequest,
+    SyncResponse,
+    Writes,
+    body_of,
+    digest_change,
+    edge_version,
+    next_chain,
+    row_hash,
+    says_deleted,
+)
+
+DEFAULT_POLICY: Final = Policy()
+DEFAULT_LIMITS: Final = Limits()
+NOTHING: Final = Head(epoch="")
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """What `decide` made of a push: the one commit it needs, and what to tell the pusher about each item.
+
+    `current` holds the row that is current afterwards for every pushed id.
+    """
+
+    writes: Writes
+    head: Head
+    acks: tuple[Ack, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    current: dict[tuple[Kind, str], Row] = {}
+
+
+# --- the course of one request ------------------------------------------------------------------------------------
+
+
+def serve(
+    request: SyncRequest, context: Context, limits: Limits = DEFAULT_LIMITS, policy: Policy = DEFAULT_POLICY
+) -> Plan[SyncResponse]:
+    """PROTOCOL 4: one request, from reads over the decision to the answer.
+
+    Raises:
+        RemoteProtocolError: more changes than a peer with features may send; nothing was read or written.
+    """
+    if request.features and len(request.changes) > limits.changes_max:
+        raise RemoteProtocolError(
+            code="too_many_changes",
+            expected=f"at most {limits.changes_max} changes in one push",
+            got=f"{len(request.changes)} changes",
+            pointer="/changes",
+        )
+    held = yield reads(request)
+    closer = look_closer(request, held)
+    if closer is not None:
+        more = yield closer
+        held = replace(held, history=more.history, versions=held.versions | more.versions)
+    decision = decide(request, held, now=context.now, limits=limits, policy=policy)
+    if decision.writes:
+        yield decision.writes
+    if not request.pull:
+        return SyncResponse(
+            head=decision.head,
+            served=decision.head.cursor,
+            served_stamp=decision.head.stamp,
+            acks=decision.acks,
+            refused=decision.refused,
+            conflicts=decision.conflicts,
+        )
+    return (yield from _answer(request, held, decision, limits))
+
+
+def reads(request: SyncRequest) -> Reads:
+    """Everything `decide` must see for this request, in one read."""
+    entities = [change.entity for change in request.changes if change.entity is not None]
+    edges = [edge for change in request.changes for edge in change.relationships]
+    versions: list[tuple[Kind, str, str]] = [("entity", entity.id, entity.version) for entity in entities]
+    for edge in edges:
+        versions.append(("entity", edge.from_entity_id, edge.from_entity_version))
+        versions.append(("entity", edge.to_entity_id, edge.to_entity_version))
+        versions.append(("edge", edge.id, edge.version or edge_version(edge)))
+    return Reads(
+        entities=tuple({entity.id: None for entity in entities}),
+        edges=tuple({edge.id: None for edge in edges}),
+        versions=tuple(dict.fromkeys(versions)),
+        chains=(request.cursor.seq,) if request.cursor else (),
+        stamp=request.since,
+        device=request.device,
+    )
+
+
+def look_closer(request: SyncRequest, held: Held) -> Reads | None:
+    """What else `decide` must see, because a pushed row is neither new, nor known, nor the next of its id.
+
+    That is the whole history of an id that is contested, and the place where other content under a taken version is
+    kept. None if nothing is, which is what most pushes come to.
+    """
+    heads = {id_: row.version for id_, row in held.entities.items()}
+    contested: dict[str, None] = {}
+    clones: list[tuple[Kind, str, str]] = []
+    for change in in_order(request.changes):
+        for edge in change.relationships:
+            named = edge if edge.version else replace(edge, version=edge_version(edge))
+            known = held.versions.get(("edge", edge.id, named.version))
+            if known is not None and known.hash != (hash_ := row_hash("edge", body_of(named))):
+                clones.append(("edge", edge.id, beside(named.version, hash_)))
+        entity = change.entity
+        if entity is None:
+            continue
+        known = held.versions.get(("entity", entity.id, entity.version))
+        if known is not None:
+            if known.hash != (hash_ := row_hash("entity", body_of(entity))):
+                clones.append(("entity", entity.id, beside(entity.version, hash_)))
+            continue
+        if entity.id in held.entities and heads[entity.id] not in entity.parent_versions:
+            contested[entity.id] = None
+        heads[entity.id] = entity.version
+    if not contested and not clones:
+        return None
+    return Reads(history=tuple(contested), versions=tuple(clones))
+
+
+def beside(version: str, hash_: bytes) -> str:
+    """PROTOCOL 4.4: the version under which other content of a taken version is kept."""
+    return f"{version}#{hash_[:4].hex()}"
+
+
+def in_order(changes: Iterable[Change]) -> list[Change]:
+    """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
+    listed = list(changes)
+    of_id: dict[str, list[int]] = {}
+    for index, change in enumerate(listed):
+        if change.entity is not None:
+            of_id.setdefault(change.entity.id, []).append(index)
+    for indexes in of_id.values():
+        if len(indexes) > 1:
+            for index, change in zip(indexes, _parents_first([listed[index] for index in indexes]), strict=True):
+                listed[index] = change
+    return listed
+
+
+def _parents_first(changes: list[Change]) -> list[Change]:
+    waiting = list(changes)
+    ordered: list[Change] = []
+    while waiting:
+        versions = {change.entity.version for change in waiting if change.entity}
+        # In a circle of parents nobody is first; then the order of the message stands.
+        first = next(
+            (change for change in waiting if change.entity and not versions & _other_parents(change.entity)), waiting[0]
+        )
+        ordered.append(first)
+        waiting.remove(first)
+    return ordered
+
+
+def _other_parents(entity: Entity) -> set[str]:
+    return set(entity.parent_versions) - {entity.version}
+
+
+# --- the decision -------------------------------------------------------------------------------------------------
+
+
+def decide(
+    request: SyncRequest,
+    held: Held,
+    *,
+    now: int,
+    limits: Limits = DEFAULT_LIMITS,
+    policy: Policy = DEFAULT_POLICY,
+) -> Decision:
+    """PROTOCOL 4.4 to 4.7 and 6: what becomes of every pushed item, as one commit.
+
+    `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's clock in
+    microseconds; it is only ever used through `max(now, last stamp + 1)`.
+    """
+    work = _Work(request, held, now, limits, policy)
+    for change in in_order(request.changes):
+        if change.entity is not None:
+            work.take_entity(change, change.entity)
+    # PROTOCOL 4.6: entities before relationships over the whole batch.
+    for change in request.changes:
+        for index, edge in enumerate(change.relationships):
+            work.take_edge(edge, f"{change.pointer}/relationships/{index}")
+    return work.decision()
+
+
+class _Work:
+    """The rows that one push adds, on top of what is held. Lives for one `decide`."""
+
+    def __init__(self, request: SyncRequest, held: Held, now: int, limits: Limits, policy: Policy) -> None:
+        self.request = request
+        self.held = held
+        self.now = now
+        self.limits = limits
+        self.policy = policy
+        head = held.head
+        self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
+        self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
+        self.current.update({("edge", id_): row for id_, row in held.edges.items()})
+        self.versions = dict(held.versions)
+        self.rows: dict[int, Row] = {}
+        self.closed: list[tuple[int, int]] = []
+        self.acks: list[tuple[Kind, str, str, Outcome]] = []
+        self.refused: list[Refused] = []
+        self.conflicts: list[Conflict] = []
+
+    # entities
+
+    def take_entity(self, change: Change, entity: Entity) -> None:
+        refusal = check_entity(entity, change.pointer, self.limits)
+        if refusal is not None:
+            self.refused.append(refusal)
+            return
+        body = body_of(entity)
+        if len(body) > self.limits.entity_bytes_max:
+            self.refuse(entity.id, entity.version, "too_large", change.pointer, f"a row of {len(body)} bytes")
+            return
+        hash_ = row_hash("entity", body)
+        known = self.versions.get(("entity", entity.id, entity.version))
+        if known is not None:
+            self.seen_again(known, hash_, entity)
+            return
+        current = self.current.get(("entity", entity.id))
+        if current is None:
+            if change.delete and not entity.parent_versions:
+                self.ack("entity", entity.id, entity.version, "noop_delete")
+            else:
+                self.add_entity(entity, body, hash_, current=True)
+                self.ack("entity", entity.id, entity.version, "applied")
+        elif current.version in entity.parent_versions:
+            self.add_entity(entity, body, hash_, current=True)
+            self.ack("entity", entity.id, entity.version, "fast_forward")
+        else:
+            self.contest(current, entity, body, hash_)
+
+    def seen_again(self, known: Row, hash_: bytes, entity: Entity) -> None:
+        """PROTOCOL 4.4: the same row twice is one row; other content under the same version is kept beside it."""
+        if known.hash == hash_:
+            self.ack("entity", entity.id, entity.version, "dup")
+            return
+        renamed = replace(entity, version=beside(entity.version, hash_))
+        if ("entity", entity.id, renamed.version) in self.versions:
+            self.ack("entity", entity.id, entity.version, "dup")
+            return
+        body = body_of(renamed)
+        self.add_entity(renamed, body, row_hash("entity", body), current=False)
+        self.lost(entity, known.version, known.version, f"{merge.VERSION_COLLISION}; kept as {clip(renamed.version)}")
+        self.ack("entity", entity.id, entity.version, "lost_kept")
+
+    def contest(self, current: Row, entity: Entity, body: bytes, hash_: bytes) -> None:
+        """PROTOCOL 6: the pushed row does not name the current one among its parents."""
+        rows = {row.version: row for row in self.held.history.get(entity.id, ())}
+        rows.update({row.version: row for row in self.rows.values() if row.kind == "entity" and row.id == entity.id})
+        history = {version: row.entity().parent_versions for version, row in rows.items()}
+        if entity.version in merge.ancestors((current.version,), history):
+            # A row that arrives after its own descendant: known to have been superseded, nothing is lost.
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+            return
+        if current.version in merge.ancestors(entity.parent_versions, history):
+            self.add_entity(entity, body, hash_, current=True)
+            self.ack("entity", entity.id, entity.version, "fast_forward")
+            return
+        mine = current.entity()
+        here = side_of(current)
+        edit, timed = arrival(entity.version, self.now)
+        there = merge.Side(version=entity.version, edit=edit, timed=timed)
+        deleted = says_deleted(entity.content)
+        if merge.alike(mine, entity) or (deleted and current.deleted):
+            # Both made the same change: nobody loses anything.
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+            return
+        if deleted != current.deleted:
+            # PROTOCOL 6.2: only an edit that names the tombstone brings the entity back.
+            row = self.add_entity(entity, body, hash_, current=deleted)
+            winner = row.version if deleted else current.version
+            self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
+            self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
+            return
+        base = merge.common_ancestor(current, entity.parent_versions, rows) if self.policy.three_way else None
+        if base is not None and not base.deleted:
+            self.merge(base, current, mine, entity, body, hash_, here, there)
+            return
+        remote_wins, reason = later(here, there)
+        self.add_entity(entity, body, hash_, current=remote_wins)
+        self.lost(entity, current.version, entity.version if remote_wins else current.version, reason)
+        self.ack("entity", entity.id, entity.version, "applied" if remote_wins else "lost_kept")
+
+    def merge(
+        self,
+        base: Row,
+        current: Row,
+        mine: Entity,
+        entity: Entity,
+        body: bytes,
+        hash_: bytes,
+        here: merge.Side,
+        there: merge.Side,
+    ) -> None:
+        merged = merge.three_way(base.entity(), mine, entity, here=here, there=there)
+        self.add_entity(entity, body, hash_, current=False)
+        if merge.alike(merged.entity, mine):
+            resolved = current.version
+        else:
+            merged_body = body_of(merged.entity)
+            edit = max(here.edit, there.edit)
+            self.add_entity(
+                merged.entity, merged_body, row_hash("entity", merged_body), current=True, edit=edit, timed=True
+            )
+            resolved = merged.entity.version
+        if merged.contested:
+            _, reason = later(here, there)
+            self.lost(entity, current.version, resolved, f"merged by field; {reason}")
+            kept_nothing = resolved == current.version
+            self.ack("entity", entity.id, entity.version, "lost_kept" if kept_nothing else "merged")
+        else:
+            self.ack("entity", entity.id, entity.version, "merged")
+
+    def add_entity(
+        self,
+        entity: Entity,
+        body: bytes,
+        hash_: bytes,
+        *,
+        current: bool,
+        edit: int | None = None,
+        timed: bool = True,
+    ) -> Row:
+        if edit is None:
+            edit, timed = arrival(entity.version, self.now)
+        return self.add(
+            "entity",
+            entity.id,
+            entity.version,
+            body,
+            hash_,
+            current=current,
+            edit=edit,
+            timed=timed,
+            deleted=says_deleted(entity.content),
+            type_=entity.entity_type,
+            user=entity.user_id,
+        )
+
+    # edges
+
+    def take_edge(self, edge: Relationship, pointer: str) -> None:
+        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current."""
+        refusal = check_edge(edge, pointer, self.limits)
+        if refusal is not None:
+            self.refused.append(refusal)
+            return
+        named = edge if edge.version else replace(edge, version=edge_version(edge))
+        body = body_of(named)
+        hash_ = row_hash("edge", body)
+        known = self.versions.get(("edge", named.id, named.version))
+        if known is not None and known.hash == hash_:
+            self.ack("edge", named.id, edge.version, "dup")
+            return
+        ends = (
+            ("entity", named.from_entity_id, named.from_entity_version),
+            ("entity", named.to_entity_id, named.to_entity_version),
+        )
+        for end, field in zip(ends, ("from_entity_id", "to_entity_id"), strict=True):
+            if end not in self.versions:
+                # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
+                detail = "the endpoint's row is not stored here yet; send the edge again when it is"
+                self.refuse(named.id, edge.version, "unknown_endpoint", f"{pointer}/{field}", detail)
+                return
+        if known is not None:
+            named = replace(named, version=beside(named.version, hash_))
+            if ("edge", named.id, named.version) in self.versions:
+                self.ack("edge", named.id, edge.version, "dup")
+                return
+            body = body_of(named)
+            hash_ = row_hash("edge", body)
+        edit, timed = arrival(named.version, self.now)
+        self.add(
+            "edge",
+            named.id,
+            named.version,
+            body,
+            hash_,
+            # Other content under a version that is taken is kept, but it does not replace what came first.
+            current=known is None,
+            edit=edit,
+            timed=timed,
+            deleted=says_deleted(named.properties),
+            type_=named.relationship_type,
+            user=named.user_id,
+            from_id=named.from_entity_id,
+            to_id=named.to_entity_id,
+        )
+        self.ack("edge", named.id, edge.version, "applied" if known is None else "lost_kept")
+
+    # rows
+
+    def add(
+        self,
+        kind: Kind,
+        id_: str,
+        version: str,
+        body: bytes,
+        hash_: bytes,
+        *,
+        current: bool,
+        edit: int,
+        timed: bool,
+        deleted: bool,
+        type_: str,
+        user: str,
+        from_id: str = "",
+        to_id: str = "",
+    ) -> Row:
+        """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
+        self.seq += 1
+        # The wall clock may stand still or step back; stamps never do.
+        self.stamp = max(self.now, self.stamp + 1)
+        self.chain = next_chain(self.chain, hash_)
+        before = self.current.get((kind, id_))
+        row = Row(
+            kind=kind,
+            id=id_,
+            version=version,
+            seq=self.seq,
+            until=None if current else self.seq,
+            stamp=self.stamp,
+            edit=edit,
+            timed=timed,
+            rise=edit if before is None else max(edit, before.rise + 1),
+            born=edit if before is None else before.born,
+            deleted=deleted,
+            entity_type=type_,
+            user_id=user,
+            from_id=from_id,
+            to_id=to_id,
+            hash=hash_,
+            chain=self.chain,
+            body=body,
+        )
+        self.rows[row.seq] = row
+        self.versions[kind, id_, version] = row
+        if current:
+            if before is not None:
+                self.close(before)
+            self.current[kind, id_] = row
+            self.digest = digest_change(self.digest, gone=before.hash if before else None, come=hash_)
+        return row
+
+    def close(self, row: Row) -> None:
+        if row.seq in self.rows:
+            closed = replace(row, until=self.seq)
+            self.rows[row.seq] = closed
+            self.versions[row.kind, row.id, row.version] = closed
+        else:
+            self.closed.append((row.seq, self.seq))
+
+    # answers
+
+    def ack(self, kind: Kind, id_: str, version: str, outcome: Outcome) -> None:
+        self.acks.append((kind, id_, version, outcome))
+
+    def refuse(self, id_: str, version: str, code: str, pointer: str, detail: str) -> None:
+        self.refused.append(Refused(id=clip(id_), version=clip(version), code=code, pointer=pointer, detail=detail))
+
+    def lost(self, entity: Entity, local: str, resolved: str, reason: str) -> None:
+        self.conflicts.append(
+            Conflict(
+                entity_id=entity.id,
+                local_version=local,
+                remote_version=entity.version,
+                resolution_strategy=reason,
+                resolved_version=resolved,
+            )
+        )
+
+    def decision(self) -> Decision:
+        head = Head(epoch=self.held.head.epoch, seq=self.seq, chain=self.chain, stamp=self.stamp, digest=self.digest)
+        device = None
+        if self.request.ack and self.held.device is not None:
+            served = self.held.device.served
+            if served > self.held.device.acked:
+                device = (self.request.device, Device(served=served, acked=served))
+        acks = []
+        for kind, id_, version, outcome in self.acks:
+            now = self.current.get((kind, id_))
+            acks.append(Ack(kind=kind, id=id_, version=version, outcome=outcome, head=now.version if now else None))
+        return Decision(
+            writes=Writes(
+                rows=tuple(self.rows.values()),
+                closed=tuple(self.closed),
+                head=head if self.rows else None,
+                device=device,
+            ),
+            head=head,
+            acks=tuple(acks),
+            refused=tuple(self.refused),
+            conflicts=tuple(self.conflicts),
+            current=self.current,
+        )
+
+
+# --- what can be stored -------------------------------------------------------------------------------------------
+
+
+def _check(fields: Iterable[tuple[str, str, int]], id_: str, version: str, pointer: str) -> Refused | None:
+    for name, value, most in fields:
+        if not value:
+            detail = f"expected 1 to {most} bytes; got an empty string"
+        elif len(value) * 4 > most and len(value.encode()) > most:
+            detail = f"expected 1 to {most} bytes; got {len(value.encode())} bytes"
+        elif not value.isprintable() and any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+            detail = "expected no control characters; got at least one"
+        else:
+            continue
+        return Refused(
+            id=clip(id_), version=clip(version), code="illegal_name", pointer=f"{pointer}/{name}", detail=detail
+        )
+    return None
+
+
+def check_entity(entity: Entity, pointer: str, limits: Limits) -> Refused | None:
+    """PROTOCOL 3.2: why this entity cannot be stored, None if it can."""
+    fields = (
+        ("id", entity.id, limits.id_bytes_max),
+        ("version", entity.version, limits.version_bytes_max),
+        ("entity_type", entity.entity_type, limits.id_bytes_max),
+        ("source_type", entity.source_type, limits.id_bytes_max),
+    )
+    refused = _check(fields, entity.id, entity.version, f"{pointer}/entity")
+    if refused is None and len(entity.parent_versions) > limits.parents_max:
+        return Refused(
+            id=clip(entity.id),
+            version=clip(entity.version),
+            code="too_many_parents",
+            pointer=f"{pointer}/entity/parent_versions",
+            detail=f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}",
+        )
+    return refused
+
+
+def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | None:
+    """PROTOCOL 3.2: why this edge cannot be stored, None if it can. A missing version is not a reason."""
+    fields = (
+        ("id", edge.id, limits.id_bytes_max),
+        ("version", edge.version or "-", limits.version_bytes_max),
+        ("from_entity_id", edge.from_entity_id, limits.id_bytes_max),
+        ("to_entity_id", edge.to_entity_id, limits.id_bytes_max),
+        ("relationship_type", edge.relationship_type, limits.id_bytes_max),
+    )
+    return _check(fields, edge.id, edge.version, pointer)
+
+
+# --- the answer ---------------------------------------------------------------------------------------------------
+
+
+def start_of(request: SyncRequest, held: Held) -> tuple[int, bool]:
+    """PROTOCOL 4.3: the seq after which the peer lacks rows, and whether its cursor turned out not to be of this log."""
+    head = held.head
+    cursor = request.cursor
+    if cursor is not None:
+        known = cursor.epoch == head.epoch and cursor.seq <= head.seq and held.chains.get(cursor.seq) == cursor.chain
+        return (cursor.seq, False) if known else (0, True)
+    if request.after is not None:
+        return (request.after, False) if request.after <= min(head.seq, SEQ_MAX) else (0, True)
+    if request.full:
+        return 0, False
+    if request.since is not None:
+        # A time that this log has not reached yet is of another history: answered as if it were absent.
+        return (held.stamp_seq, False) if request.since <= head.stamp else (0, False)
+    if request.changes and held.device is not None:
+        return min(held.device.served, head.seq), False
+    return 0, False
+
+
+def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits) -> Plan[SyncResponse]:
+    """PROTOCOL 4.3, 4.9: what the peer lacks, in commit order, whole unless the peer can page."""
+    head = decision.head
+    after, resync = start_of(request, held)
+    most = None
+    if "paging" in request.features:
+        most = min(request.page_rows or limits.page_rows_max, limits.page_rows_max)
+    # What this request wrote is at hand already, and nobody else wrote since `held` was read.
+    old = yield Reads(span=Span(after=after, upto=held.head.seq, rows=most))
+    rows = list(old.span)
+    more = most is not None and len(rows) == most and rows[-1].seq < head.seq
+    served = Cursor(head.epoch, rows[-1].seq, rows[-1].chain) if more else head.cursor
+    served_stamp = rows[-1].stamp if more else head.stamp
+    if not more:
+        rows += [row for row in decision.writes.rows if row.current]
+    # PROTOCOL 4.5: whoever pushed learns what is current now for everything it named.
+    listed = {(row.kind, row.id) for row in rows}
+    named = {(ack.kind, ack.id): None for ack in decision.acks}
+    rows += [decision.current[key] for key in named if key not in listed and key in decision.current]
+    if request.features:
+        # What the peer sent just now, and what was taken to the letter, it holds.
+        sent = {(ack.kind, ack.id, ack.version) for ack in decision.acks if ack.outcome != "lost_kept"}
+        rows = [row for row in rows if (row.kind, row.id, row.version) not in sent]
+    if request.entity_types is not None or request.modified_by is not None:
+        rows = _filtered(rows, request)
+    carriers: dict[str, Row] = {}
+    if not request.features:
+        # PROTOCOL 3.5: an edge travels with its `from` entity; deployed clients choke on a change without an entity.
+        present = {row.id for row in rows if row.kind == "entity"}
+        lacking = tuple({row.from_id: None for row in rows if row.kind == "edge" and row.from_id not in present})
+        if lacking:
+            carriers = (yield Reads(entities=lacking)).entities
+    served_before = held.device.served if held.device else 0
+    if served.seq != served_before:
+        acked = held.device.acked if held.device else 0
+        yield Writes(device=(request.device, Device(served=served.seq, acked=acked)))
+    return SyncResponse(
+        head=head,
+        served=served,
+        served_stamp=served_stamp,
+        rows=tuple(rows),
+        carriers=carriers,
+        more=more,
+        resync=resync,
+        acks=decision.acks,
+        refused=decision.refused,
+        conflicts=decision.conflicts,
+    )
+
+
+def _filtered(rows: list[Row], request: SyncRequest) -> list[Row]:
+    types, authors = request.entity_types, request.modified_by
+    entities = {
+        row.id
+        for row in rows
+        if row.kind == "entity"
+        and (types is None or row.entity_type in types)
+        and (authors is None or row.user_id in authors)
+    }
+    return [row for row in rows if (row.id if row.kind == "entity" else row.from_id) in entities]

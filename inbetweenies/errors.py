@@ -1,0 +1,112 @@
+"""Whose fault, what was expected, what was got, where.
+
+`RemoteProtocolError` is the one type for "the peer sent something wrong": the only `except` a shell needs around
+bytes that came from outside. A misuse of this library is `LocalProtocolError`. What a store could not do is
+`StoreError`. No message ever holds a value that a peer sent: only its type, its length, and where it stood.
+"""
+
+from __future__ import annotations
+
+# PROTOCOL 2.6: a problem is told in at most this many bytes, whatever the peer sent.
+PROBLEM_BYTES_MAX = 1024
+
+#: HTTP status of each code (PROTOCOL 2.7). Codes that are not listed are 400.
+STATUS = {
+    "body_too_large": 413,
+    "version_retired": 410,
+    "unauthorized": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "timeout": 408,
+    "unsupported_media_type": 415,
+    "too_many_requests": 429,
+    "unavailable": 503,
+    "storage_full": 507,
+}
+
+
+def clip(text: str, size: int = 200) -> str:
+    """`text` cut to `size` characters, all of them printable, so that a message stays one short line."""
+    short = text if len(text) <= size else text[: size - 1] + "…"
+    return "".join(letter if letter.isprintable() else "�" for letter in short)
+
+
+class InbetweeniesError(Exception):
+    """The root of every error this library raises on purpose."""
+
+
+class LocalProtocolError(InbetweeniesError, RuntimeError):
+    """This side used the library wrongly; fix the calling code."""
+
+
+class RemoteProtocolError(InbetweeniesError):
+    """The peer sent something wrong (PROTOCOL 2.6).
+
+    Attributes:
+        code: one of the codes of PROTOCOL 2.7, such as ``malformed_body``.
+        expected: what a correct peer would have sent, in words.
+        got: what this peer sent: type and length, never the value.
+        pointer: RFC 6901 JSON pointer to the place in the body, ``""`` for the whole.
+    """
+
+    def __init__(self, *, code: str, expected: str, got: str, pointer: str = "") -> None:
+        self.code = code
+        self.expected = clip(expected)
+        self.got = clip(got)
+        self.pointer = clip(pointer)
+        where = f" at {self.pointer}" if self.pointer else ""
+        super().__init__(f"{code}{where}: expected {self.expected}; got {self.got}")
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that goes with `code`."""
+        return STATUS.get(self.code, 400)
+
+
+class VersionRefused(RemoteProtocolError):
+    """No wire version could be agreed on, or the one asked for is not served (PROTOCOL 5).
+
+    Attributes:
+        requested: the version asked for when it is well formed, else None.
+        supported: the versions that would be served, best first.
+        side: who is behind: ``client``, ``server`` or ``unknown``.
+        retry: what helps: ``renegotiate`` or ``never``.
+    """
+
+    def __init__(
+        self,
+        *,
+        code: str,
+        expected: str,
+        got: str,
+        pointer: str = "/protocol_version",
+        requested: str | None = None,
+        supported: tuple[str, ...] = (),
+        side: str = "unknown",
+        retry: str = "renegotiate",
+    ) -> None:
+        super().__init__(code=code, expected=expected, got=got, pointer=pointer)
+        self.requested = requested
+        self.supported = supported
+        self.side = side
+        self.retry = retry
+
+
+class ServedVersionMismatch(RemoteProtocolError):
+    """A server answered in a wire version that was not offered: nothing of the answer is believed (PROTOCOL 5.9)."""
+
+
+class StoreError(InbetweeniesError):
+    """The store could not do what was asked. Nothing of the transaction was applied; nothing may be acknowledged."""
+
+
+class StoreBusy(StoreError):
+    """Another writer holds the store for too long. Try again; nothing is wrong with the request."""
+
+
+class StoreFull(StoreError):
+    """No room is left to write. Reads go on; writes are refused until there is room."""
+
+
+class StoreCorrupt(StoreError):
+    """The store holds something it cannot have written. Restore it from a backup before writing to it again."""

@@ -1,0 +1,101 @@
+"""One request from bytes to bytes: the straight line. Read this first.
+
+    body -> gate -> route -> decode -> up -> reads -> decide -> one commit -> down -> encode -> answer
+
+Every step but the store's is pure. What a step needs of the store it yields as `Reads` or `Writes`, and `run` is the
+only place where those meet a transaction. With a store that never waits the whole line never waits, so it can be
+driven without an event loop, deterministically.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from msgspec import UNSET, Struct, UnsetType
+
+from . import engine
+from .limits import Limits
+from .merge import Policy
+from .model import Context, Held, Plan, Reads
+from .store import Store, Transaction
+from .wire import Negotiation, WireVersion
+
+T = TypeVar("T")
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """What goes back to a peer: an HTTP status, a JSON body, the wire version that was served (None on a refusal).
+
+    `notice` is a line worth logging, for shells; the pure part does not log. `wrote` says that rows were committed.
+    """
+
+    status: int
+    body: bytes
+    served: str | None = None
+    notice: str | None = None
+
+
+class Routed(Struct, frozen=True, kw_only=True):
+    """A decoded message, who serves it, and what to tell the peer about the choice of its wire version."""
+
+    handler: Any
+    message: Any
+    served: str
+    negotiation: Negotiation | UnsetType = UNSET
+
+
+class Router(Protocol):
+    """Finds the wire version of a body, or refuses it. `inbetweenies.router.ProtocolFallback` is one."""
+
+    def route(self, body: bytes, *, path: str = "", header: str | None = None) -> Routed:
+        """Raises `RemoteProtocolError`; then nothing of the body was applied or acknowledged (PROTOCOL 1, law 11)."""
+
+
+async def respond(
+    body: bytes, *, router: Router, context: Context, path: str = "", header: str | None = None
+) -> Reply:
+    """One request, served: what a peer sent in, what it is told out.
+
+    Raises:
+        RemoteProtocolError: the peer sent something wrong; nothing happened.
+        StoreError: the store could not; nothing happened, nothing may be acknowledged.
+    """
+    routed = router.route(body, path=path, header=header)
+    answer: bytes = await routed.handler.serve(routed.message, context, routed.negotiation)
+    return Reply(status=200, body=answer, served=routed.served)
+
+
+async def serve(
+    wire: WireVersion,
+    message: Any,
+    *,
+    store: Store,
+    context: Context,
+    limits: Limits,
+    policy: Policy,
+    negotiation: Negotiation | UnsetType = UNSET,
+) -> bytes:
+    """One decoded message, served in its wire version, in one transaction.
+
+    The bytes exist only once the transaction has committed: law 1, the ack comes after the commit.
+    """
+    async with store.transaction(context.graph, write=wire.writes(message)) as tx:
+        request = await run(wire.up(message, context, limits), tx)
+        response = await run(engine.serve(request, context, limits, policy), tx)
+        return await run(wire.down(message, response, context, limits, negotiation), tx)
+
+
+async def run(plan: Plan[T], tx: Transaction) -> T:
+    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns."""
+    held = Held(head=engine.NOTHING)
+    try:
+        step = next(plan)
+        while True:
+            if isinstance(step, Reads):
+                held = await tx.read(step)
+            else:
+                await tx.write(step)
+            step = plan.send(held)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

@@ -1,0 +1,199 @@
+"""Who wins: the ladder of PROTOCOL 6 as pure functions over two rows and, where there is one, their common ancestor.
+
+Never a two-way merge: without a common ancestor nothing tells "deleted" from "never there", so the whole row of the
+later edit wins and the other is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from .limits import canonical
+from .model import Entity, Row, edit_time, format_time
+
+CLAMP_US: Final = 5 * 60 * 1_000_000  # an honest clock is seldom further ahead than this
+TIE_US: Final = 1_000_000  # the deployed rule: edits within a second are simultaneous
+
+TOMBSTONE_WINS: Final = "a tombstone wins over a concurrent edit"
+VERSION_COLLISION: Final = "the same version was already taken by other content"
+
+_parse = msgspec.json.decode
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 6.1: which rungs are on. Without `three_way` the ladder is exactly the deployed rule."""
+
+    three_way: bool = True
+
+
+class Side(Struct, frozen=True, kw_only=True):
+    """One contender: its row version, its edit time in microseconds, and whether that time is its own."""
+
+    version: str
+    edit: int
+    timed: bool
+
+
+class Merged(Struct, frozen=True, kw_only=True):
+    """The outcome of a three-way merge: the row that says both, and the JSON pointers at which something lost."""
+
+    entity: Entity
+    contested: tuple[str, ...]
+
+
+def arrival(version: str, now: int) -> tuple[int, bool]:
+    """PROTOCOL 6.4: the edit time that counts for a row arriving at `now`, and whether the version named it.
+
+    Clamped once, when it arrives: a clamp taken anew at each comparison would let a row from 2099 win for ever.
+    """
+    edit = edit_time(version)
+    if edit is None:
+        return now, False
+    return min(edit, now + CLAMP_US), True
+
+
+def side_of(row: Row) -> Side:
+    """A stored row as a contender."""
+    return Side(version=row.version, edit=row.edit, timed=row.timed)
+
+
+def later(local: Side, remote: Side) -> tuple[bool, str]:
+    """PROTOCOL 6.5: whether the remote side wins, and the reason in the deployed server's words."""
+    if abs(local.edit - remote.edit) >= TIE_US:
+        if remote.edit > local.edit:
+            return True, "remote has newer timestamp"
+        return False, "local has newer timestamp"
+    # A time that the server made up must not beat one that a person's clock gave.
+    if local.timed != remote.timed:
+        wins = remote.timed
+    else:
+        wins = remote.version > local.version
+    return wins, f"timestamps within 1s, {'remote' if wins else 'local'} has greater version"
+
+
+def ancestors(start: Iterable[str], history: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Every version named by walking `history` (version -> its parents) upwards from `start`, start included."""
+    seen: set[str] = set()
+    todo = list(start)
+    while todo:
+        version = todo.pop()
+        if version not in seen:
+            seen.add(version)
+            todo.extend(history.get(version, ()))
+    return seen
+
+
+def common_ancestor(local: Row, parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.3: the newest held row, by commit order, that both sides descend from; None if there is none."""
+    history = {version: row.entity().parent_versions for version, row in rows.items()}
+    shared = ancestors((local.version,), history) & ancestors(parents, history)
+    held = [rows[version] for version in shared if version in rows]
+    return max(held, key=lambda row: row.seq, default=None)
+
+
+_MISSING: Final = object()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality of JSON values: unlike Python's, ``1``, ``1.0`` and ``true`` are three different values."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _merge(base: Any, local: Any, remote: Any, remote_wins: bool, pointer: str, contested: list[str]) -> Any:
+    """One path of PROTOCOL 6.3; lists are atomic. `_MISSING` is the value of a key that is not there."""
+    if same(local, remote) or same(remote, base):
+        return local
+    if same(local, base):
+        return remote
+    if isinstance(local, dict) and isinstance(remote, dict):
+        old = base if isinstance(base, dict) else {}
+        merged = {}
+        for key in sorted(local.keys() | remote.keys() | old.keys()):
+            value = _merge(
+                old.get(key, _MISSING),
+                local.get(key, _MISSING),
+                remote.get(key, _MISSING),
+                remote_wins,
+                f"{pointer}/{_escape(key)}",
+                contested,
+            )
+            if value is not _MISSING:
+                merged[key] = value
+        return merged
+    contested.append(pointer)
+    return remote if remote_wins else local
+
+
+def document(entity: Entity) -> dict[str, Any]:
+    """The part of an entity that people edit, as one JSON document."""
+    original = None if entity.source_original is UNSET else entity.source_original
+    return {
+        "content": _parse(entity.content),
+        "entity_type": entity.entity_type,
+        "name": entity.name,
+        # The two say one thing together, so they are won or lost together.
+        "source": [entity.source_type, original],
+    }
+
+
+def three_way(base: Entity, local: Entity, remote: Entity, *, here: Side, there: Side) -> Merged:
+    """PROTOCOL 6.3, 6.6: both edits since `base` in one row; where both changed a path, the later edit wins it.
+
+    The row's version is a function of its parents, so any retry and any second server makes the same row.
+    """
+    remote_wins, _ = later(here, there)
+    contested: list[str] = []
+    ours, theirs = document(local), document(remote)
+    merged = _merge(document(base), ours, theirs, remote_wins, "", contested)
+    writer = (remote if remote_wins else local).user_id
+    source_type, source_original = merged["source"]
+    # A checksum speaks of one content; content made of two has none.
+    checksum = None
+    if same(merged["content"], theirs["content"]):
+        checksum = remote.checksum
+    elif same(merged["content"], ours["content"]):
+        checksum = local.checksum
+    entity = Entity(
+        id=local.id,
+        version=merge_version(here, there, writer),
+        entity_type=merged["entity_type"],
+        name=merged["name"],
+        content=Raw(canonical(merged["content"], trusted=True)),
+        source_type=source_type,
+        user_id=writer,
+        parent_versions=tuple(sorted((local.version, remote.version))),
+        checksum=checksum,
+        merged=True,
+        source_original=UNSET if source_original is None else source_original,
+    )
+    return Merged(entity=entity, contested=tuple(contested))
+
+
+def merge_version(here: Side, there: Side, writer: str) -> str:
+    """PROTOCOL 6.6: ``{latest parent's edit time}-000000-{writer}.m{12 hex of the sorted parents}``."""
+    parents = "\0".join(sorted((here.version, there.version)))
+    # The time as written, not as clamped on arrival, which another server would have clamped otherwise.
+    written = [edit_time(side.version) for side in (here, there)]
+    latest = max(side.edit if edit is None else edit for side, edit in zip((here, there), written, strict=True))
+    stamp = blake2b(parents.encode(), digest_size=6).hexdigest()
+    return f"{format_time(latest)}-000000-{writer[:64]}.m{stamp}"
+
+
+def alike(a: Entity, b: Entity) -> bool:
+    """Whether two rows say the same, whoever wrote them and whenever."""
+    return same(document(a), document(b))

@@ -1,0 +1,218 @@
+"""Which wire version: what a peer may say, what is served, and who is behind. Pure; versions compare by equality.
+
+Order comes from the registry alone: ``inbetweenies-v10`` is not older than ``inbetweenies-v2``. The integer in an
+unknown name is read in one place, `side_of`, and only to tell a person whom to update (PROTOCOL 5.7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+from .errors import PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError, VersionRefused, clip
+
+#: PROTOCOL 5.1: what a version name may look like at all.
+NAME = re.compile(r"[\x20-\x7e]{1,64}")
+_NUMBERED = re.compile(r"inbetweenies-v(0|[1-9][0-9]{0,4})(?:\.(0|[1-9][0-9]{0,4}))?(?:-[a-z][a-z0-9]{0,15})?")
+
+#: PROTOCOL 5.5: reserved names that peers send to keep one another tolerant. Never served, never counted as a version.
+GREASE: Final = frozenset(f"inbetweenies-v{2570 + 4112 * k}" for k in range(16))
+
+#: PROTOCOL 2.7, 5: the title of each problem. `detail` of a version problem keeps the deployed server's words.
+DEPLOYED_DETAIL: Final = "Unsupported protocol version"
+TITLES: Final[Mapping[str, str]] = {
+    "version_required": "A protocol version is required",
+    "malformed_version": "The protocol version is not a version name",
+    "unsupported_version": "Unsupported protocol version",
+    "no_common_version": "No common protocol version",
+    "version_disabled": "This protocol version is switched off here",
+    "version_retired": "This protocol version is no longer served",
+    "version_conflict": "Two different protocol versions are named",
+    "body_not_valid_for_version": "The body is not valid in the version it fell back to",
+    "malformed_body": "The body is not a legal message",
+    "body_too_large": "The body is too large",
+}
+VERSION_CODES: Final = frozenset(code for code in TITLES if "version" in code)
+
+
+class Registry(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 5.2: the wire versions a server knows, best first.
+
+    Attributes:
+        accepted: served when asked for.
+        disabled: known, switched off for now; never decoded as something else.
+        retired: known, past their sunset.
+        fallback: served to a bare unknown version; None for none.
+        missing: meant by a body that names no version.
+    """
+
+    accepted: tuple[str, ...]
+    disabled: frozenset[str] = frozenset()
+    retired: frozenset[str] = frozenset()
+    fallback: str | None = None
+    missing: str | None = None
+
+    def __post_init__(self) -> None:
+        both = set(self.accepted) & (self.disabled | self.retired)
+        if both:
+            raise LocalProtocolError(f"wire versions both accepted and switched off: {', '.join(sorted(both))}")
+        if not self.accepted:
+            raise LocalProtocolError("a registry must accept at least one wire version")
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """What `choose` decided: serve `served`, because of `source` (``exact``, ``offer``, ``fallback``, ``default``)."""
+
+    served: str
+    requested: str | None
+    source: str
+    strict: bool = False
+    read_only: bool = False
+
+
+def choose(
+    requested: str | None, offer: tuple[str, ...] | None, *, has_changes: bool, registry: Registry
+) -> Choice:
+    """PROTOCOL 5.3, 5.4: the wire version in which a body is read.
+
+    Args:
+        requested: the well-formed name the body carries, None if it carries none.
+        offer: `supported_versions` of the body if it has the key; then nothing outside it may be served.
+        has_changes: whether the body would write something.
+
+    Raises:
+        VersionRefused: with the code of PROTOCOL 5.3, the supported list and who is behind.
+    """
+    if requested is None:
+        if registry.missing is None or registry.missing not in registry.accepted:
+            raise _refused("version_required", None, registry, "a protocol_version", "none")
+        return Choice(served=registry.missing, requested=None, source="default")
+    if requested in registry.accepted:
+        return Choice(served=requested, requested=requested, source="exact")
+    listed = None if offer is None else [name for name in offer if name not in GREASE]
+    if requested in registry.retired:
+        raise _refused("version_retired", requested, registry, "a version that is still served", "a retired one")
+    if requested in registry.disabled:
+        # The body is of a known shape, so it is never decoded as another one; a read can be answered in another.
+        if registry.fallback in registry.accepted and registry.fallback in (listed or ()) and not has_changes:
+            return Choice(served=registry.fallback, requested=requested, source="offer", read_only=True)
+        raise _refused("version_disabled", requested, registry, "a version that is switched on", "a disabled one")
+    if listed is not None:
+        best = next((name for name in registry.accepted if name in listed), None)
+        if best is None:
+            offered = tuple(listed) or (requested,)
+            raise _refused("no_common_version", requested, registry, "an offer with a served version", "none", offered)
+        return Choice(
+            served=best,
+            requested=requested,
+            source="offer",
+            strict=has_changes and best == registry.fallback,
+            read_only=not has_changes and best == registry.fallback,
+        )
+    if registry.fallback not in registry.accepted:
+        raise _refused("unsupported_version", requested, registry, "a served version", "an unknown one")
+    return Choice(
+        served=str(registry.fallback),
+        requested=requested,
+        source="fallback",
+        strict=has_changes,
+        read_only=not has_changes,
+    )
+
+
+def side_of(offered: Iterable[str], accepted: Iterable[str]) -> str:
+    """PROTOCOL 5.7: who is behind: ``server`` if every offered version is newer than every accepted one, ``client``
+    if every one is older, else ``unknown``."""
+    theirs = [_number(name) for name in offered]
+    ours = [_number(name) for name in accepted]
+    if not theirs or not ours or None in theirs or None in ours:
+        return "unknown"
+    there = [number for number in theirs if number is not None]
+    here = [number for number in ours if number is not None]
+    if min(there) > max(here):
+        return "server"
+    return "client" if max(there) < min(here) else "unknown"
+
+
+def _number(name: str) -> tuple[int, int] | None:
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None or name in GREASE else (int(match[1]), int(match[2] or 0))
+
+
+def _refused(
+    code: str, requested: str | None, registry: Registry, expected: str, got: str, offered: tuple[str, ...] = ()
+) -> VersionRefused:
+    return VersionRefused(
+        code=code,
+        expected=expected,
+        got=got,
+        requested=requested,
+        supported=registry.accepted,
+        side=side_of(offered or ((requested,) if requested else ()), registry.accepted),
+        retry="never" if code == "version_retired" else "renegotiate",
+    )
+
+
+def check_name(value: object) -> str:
+    """PROTOCOL 5.1: `value` if it is a version name, known or not.
+
+    Raises:
+        VersionRefused: ``malformed_version``; says type and length, never the value.
+    """
+    if isinstance(value, str) and NAME.fullmatch(value):
+        return value
+    got = f"a string of {len(value)} characters" if isinstance(value, str) else json_type(value)
+    raise VersionRefused(
+        code="malformed_version", expected="1 to 64 printable ASCII characters", got=got, retry="never"
+    )
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the type of a decoded value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    names = {str: "a string", int: "a number", float: "a number", list: "an array", dict: "an object"}
+    return names.get(type(value), "something else")
+
+
+def problem(error: RemoteProtocolError) -> dict[str, Any]:
+    """PROTOCOL 2.6: a refusal as the dict of an ``application/problem+json`` body of at most 1 KiB.
+
+    `detail` and `error` are what deployed clients look at; `code` is what a program should.
+    """
+    code = error.code
+    of_version = isinstance(error, VersionRefused)
+    told = {
+        "type": f"urn:inbetweenies:problem:{code}",
+        "title": TITLES.get(code, code.replace("_", " ").capitalize()),
+        "status": error.status,
+        "code": code,
+        "detail": DEPLOYED_DETAIL if of_version else str(error),
+        "expected": error.expected,
+        "got": error.got,
+        "pointer": error.pointer or None,
+    }
+    if isinstance(error, VersionRefused):
+        told |= {
+            "requested": error.requested,
+            "served": None,
+            "supported": list(error.supported),
+            "side": error.side,
+            "retry": error.retry,
+        }
+    short = clip(error.got, 80)
+    told["error"] = {
+        "code": "PROTOCOL_VERSION_MISMATCH" if of_version else code.upper(),
+        "message": DEPLOYED_DETAIL if of_version else f"expected {clip(error.expected, 80)}; got {short}",
+    }
+    if sum(len(str(value)) for value in told.values()) > PROBLEM_BYTES_MAX - 256:
+        # Names may be long; what helps a program is kept.
+        told["detail"] = clip(str(told["detail"]), 120)
+        told["expected"], told["got"] = clip(error.expected, 60), clip(error.got, 60)
+        told["pointer"] = clip(error.pointer, 60) or None
+    return told

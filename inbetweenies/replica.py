@@ -1,0 +1,405 @@
+"""The client's side of a sync, pure: what to say (`compose`) and what an answer changes here (`absorb`).
+
+The mirror of `engine.py`. A replica keeps, for every entity and edge, two pointers into its rows: `theirs`, the row the
+server is known to hold as current, and `ours`, the newest local row that the server has not acknowledged. What a
+person sees is `ours` where there is one, else `theirs` (PROTOCOL 10.1). So a pull never touches a pending change: it
+moves `theirs`, and `ours` stays until it is acknowledged by id and version (laws 1 and 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+from msgspec.structs import replace
+
+from .limits import canonical
+from .model import (
+    ENTITY_TYPES,
+    Answer,
+    Ask,
+    Change,
+    Conflict,
+    Entity,
+    Kind,
+    Refused,
+    Relationship,
+    body_of,
+    digest_change,
+    row_hash,
+    says_deleted,
+)
+
+#: PROTOCOL 10.4: what one message of ours holds at most; whatever the server allows, a lost one costs no more.
+BATCH_CHANGES: Final = 500
+BATCH_BYTES: Final = 2**20
+#: PROTOCOL 10.5: how far a pull from a deployed server reaches back before the time that server gave out last.
+OVERLAP_US: Final = 30 * 1_000_000
+#: Features of PROTOCOL 5.1 that this client understands.
+FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
+
+_entity = msgspec.json.Decoder(Entity)
+_edge = msgspec.json.Decoder(Relationship)
+
+Key: TypeAlias = tuple[Kind, str]
+RowKey: TypeAlias = tuple[Kind, str, str]
+
+
+class Copy(Struct, frozen=True, kw_only=True):
+    """One row that this replica holds, its own or pulled. `hash` as PROTOCOL 3.7; `deleted` marks a tombstone."""
+
+    kind: Kind
+    id: str
+    version: str
+    hash: bytes
+    deleted: bool
+    entity_type: str
+    name: str
+    from_id: str
+    to_id: str
+    body: bytes
+
+    @property
+    def key(self) -> Key:
+        return (self.kind, self.id)
+
+
+class Pointer(Struct, frozen=True, kw_only=True):
+    """Where an id stands: the server's current row, our newest unacknowledged one, and when `theirs` was last told.
+
+    `round` counts the times that this replica started anew; a `theirs` of an older round was not told again since.
+    """
+
+    theirs: str | None = None
+    theirs_hash: bytes | None = None
+    ours: str | None = None
+    round: int = 0
+
+    @property
+    def visible(self) -> str | None:
+        return self.theirs if self.ours is None else self.ours
+
+
+class Pending(Struct, frozen=True, kw_only=True):
+    """One row that waits for its ack. `n` orders them; `note` is why it still waits, if the server said so."""
+
+    n: int
+    copy: Copy
+    note: Refused | None = None
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """What a replica knows of its server, stored with the rows it speaks of, in the same transaction.
+
+    Attributes:
+        device, user: labels that go with every message.
+        cursor: where the next pull starts, in the server's words; None at the start.
+        since: the same for a server without features, in microseconds.
+        page: the cursor of a deployed server inside a pull that goes over pages.
+        digest: sum of the hashes of all `theirs` rows (PROTOCOL 4.8).
+        round: how often this replica started anew.
+        restarting: a pull from the start is under way; rows not told again by its end are offered again.
+        modern: the server understands `FEATURES`; None before its first answer.
+        wire: the wire version that served last.
+    """
+
+    device: str
+    user: str
+    cursor: str | None = None
+    since: int | None = None
+    page: str | None = None
+    page_since: int | None = None
+    digest: int = 0
+    round: int = 0
+    restarting: bool = False
+    modern: bool | None = None
+    wire: str | None = None
+
+
+class Local(Struct, frozen=True, kw_only=True):
+    """What `absorb` must see of the store: for every id in the answer its pointer, the hashes of rows known under the
+    versions it names, and the marks still pending."""
+
+    pointers: Mapping[Key, Pointer] = {}
+    known: Mapping[RowKey, bytes] = {}
+    pending: Mapping[Key, tuple[tuple[int, str], ...]] = {}
+
+
+class Absorbed(Struct, frozen=True, kw_only=True):
+    """One local transaction: rows to keep, pointers to set, marks to clear or annotate, and the new state.
+
+    `drained` says that the server has nothing more for now; `healed` that a digest differed and the replica starts
+    anew. `offer_again` says that a restart has drained: the store then marks every `theirs` of an older round as
+    pending and ends the restart, in a transaction of its own that may be repeated.
+    """
+
+    state: State
+    copies: tuple[Copy, ...] = ()
+    pointers: Mapping[Key, Pointer] = {}
+    cleared: tuple[int, ...] = ()
+    notes: Mapping[int, Refused] = {}
+    conflicts: tuple[Conflict, ...] = ()
+    drained: bool = False
+    healed: bool = False
+    offer_again: bool = False
+
+
+# --- local edits --------------------------------------------------------------------------------------------------
+
+
+def copy_of(value: Entity | Relationship) -> Copy:
+    """`value` as a row of this replica."""
+    body = body_of(value)
+    if isinstance(value, Entity):
+        return Copy(
+            kind="entity",
+            id=value.id,
+            version=value.version,
+            hash=row_hash("entity", body),
+            deleted=says_deleted(value.content),
+            entity_type=value.entity_type,
+            name=value.name,
+            from_id="",
+            to_id="",
+            body=body,
+        )
+    return Copy(
+        kind="edge",
+        id=value.id,
+        version=value.version,
+        hash=row_hash("edge", body),
+        deleted=says_deleted(value.properties),
+        entity_type=value.relationship_type,
+        name="",
+        from_id=value.from_entity_id,
+        to_id=value.to_entity_id,
+        body=body,
+    )
+
+
+def follow(before: Entity, *, version: str, user: str, **fields: Any) -> Entity:
+    """The next row of an entity: `fields` replaced, the row before as its parent (PROTOCOL 3.1)."""
+    if "content" in fields:
+        fields["content"] = Raw(canonical(fields["content"]))
+    fields = {"checksum": None, "merged": UNSET, **fields}
+    return replace(before, version=version, user_id=user, parent_versions=(before.version,), **fields)
+
+
+# --- what to say --------------------------------------------------------------------------------------------------
+
+
+def compose(
+    state: State,
+    pending: Iterable[Pending],
+    *,
+    offer: tuple[str, ...] = (),
+    page_rows: int | None = None,
+    changes_max: int = BATCH_CHANGES,
+    bytes_max: int = BATCH_BYTES,
+) -> tuple[Ask, tuple[Pending, ...]]:
+    """The next message, and the pending rows that it carries; only these may be cleared by its answer.
+
+    PROTOCOL 10.4: in the order they were made, at most `changes_max` rows and about `bytes_max` bytes. To a server
+    without features at most one row per id goes into a message, since it acks ids, and only what it can store.
+    """
+    sent: list[Pending] = []
+    ids: set[Key] = set()
+    size = 0
+    for item in pending:
+        if len(sent) >= changes_max or (sent and size + len(item.copy.body) > bytes_max):
+            break
+        if not state.modern and (item.copy.key in ids or not _deployed_takes(item.copy)):
+            continue
+        ids.add(item.copy.key)
+        size += len(item.copy.body)
+        sent.append(item)
+    ask = Ask(
+        device=state.device,
+        user=state.user,
+        changes=_changes(sent),
+        full=state.cursor is None and state.since is None and state.page is None,
+        cursor=state.page or state.cursor,
+        since=None if state.cursor or state.page else state.since,
+        page_rows=page_rows,
+        features=FEATURES,
+        offer=offer,
+    )
+    return ask, tuple(sent)
+
+
+def _deployed_takes(copy: Copy) -> bool:
+    """PROTOCOL 10.5: a deployed server answers one unknown type with a failure of the whole message."""
+    return copy.kind == "edge" or copy.entity_type in ENTITY_TYPES
+
+
+def _changes(sent: Iterable[Pending]) -> tuple[Change, ...]:
+    """Entities in the order they were made, each edge with its `from` entity where that is in the message too."""
+    edges: dict[str, list[Relationship]] = {}
+    entities: list[Copy] = []
+    for item in sent:
+        if item.copy.kind == "entity":
+            entities.append(item.copy)
+        else:
+            edges.setdefault(item.copy.from_id, []).append(_edge.decode(item.copy.body))
+    changes = []
+    for copy in entities:
+        with_it = tuple(edges.pop(copy.id, ()))
+        changes.append(Change(entity=_entity.decode(copy.body), relationships=with_it, delete=copy.deleted))
+    changes += [Change(relationships=tuple(loose)) for loose in edges.values()]
+    return tuple(changes)
+
+
+# --- what an answer changes ---------------------------------------------------------------------------------------
+
+
+def mentions(answer: Answer, sent: Iterable[Pending]) -> tuple[tuple[Key, ...], tuple[RowKey, ...]]:
+    """The ids and rows that `absorb` must see in `Local` for this answer."""
+    keys: dict[Key, None] = {item.copy.key: None for item in sent}
+    rows: dict[RowKey, None] = {}
+    for change in answer.changes:
+        if change.entity is not None:
+            keys["entity", change.entity.id] = None
+            rows["entity", change.entity.id, change.entity.version] = None
+        for edge in change.relationships:
+            keys["edge", edge.id] = None
+            rows["edge", edge.id, edge.version] = None
+    for ack in answer.acks or ():
+        keys[ack.kind, ack.id] = None
+        if ack.head is not None:
+            rows[ack.kind, ack.id, ack.head] = None
+    return tuple(keys), tuple(rows)
+
+
+def absorb(answer: Answer, sent: tuple[Pending, ...], state: State, local: Local) -> Absorbed:
+    """What becomes of this replica by `answer` to a message that carried `sent`: one local transaction.
+
+    PROTOCOL 10.2: marks are cleared by id and version, and only those that `sent` carried. PROTOCOL 10.3: the cursor
+    belongs to the same transaction as the rows it covers.
+    """
+    modern = bool(answer.features)
+    # The server's log is not the one we knew: believe what it tells from here on, and offer it the rest again.
+    anew = answer.resync or (state.modern is False and modern)
+    work = _Work(state.round + anew, state.digest, local)
+    known = dict(local.known)
+    known.update({(*item.copy.key, item.copy.version): item.copy.hash for item in sent})
+    terminal = _terminal(answer, sent)
+    for key, head in _heads(answer, terminal).items():
+        hash_ = known.get((*key, head))
+        if hash_ is not None:
+            work.point(key, head, hash_)
+    copies: list[Copy] = []
+    for copy in told(answer):
+        if known.get((*copy.key, copy.version)) != copy.hash:
+            copies.append(copy)
+        work.point(copy.key, copy.version, copy.hash)
+    cleared = tuple(item.n for item in terminal)
+    work.clear(terminal, frozenset(cleared))
+    after = replace(
+        _advance(state, answer, modern),
+        digest=work.digest,
+        round=work.round,
+        restarting=state.restarting or anew,
+        modern=modern,
+        wire=answer.protocol_version,
+    )
+    drained = not answer.more
+    healed = False
+    if state.modern is False and modern:
+        # What was asked for was a position in the deployed server's clock; this server has a log: start in it.
+        after, drained = replace(after, cursor=None), False
+    elif drained and not after.restarting and answer.digest is not None and answer.digest != f"{work.digest:064x}":
+        # PROTOCOL 10.6: something differs that no rule explains; start anew rather than guess.
+        after, healed = restart(after), True
+    return Absorbed(
+        state=after,
+        copies=tuple(copies),
+        pointers=work.pointers,
+        cleared=cleared,
+        notes=_notes(answer, sent, frozenset(cleared)),
+        conflicts=answer.conflicts,
+        drained=drained,
+        healed=healed,
+        offer_again=drained and after.restarting,
+    )
+
+
+def restart(state: State) -> State:
+    """A state that pulls everything again and then offers whatever it was not told (PROTOCOL 10.6)."""
+    return replace(
+        state, cursor=None, since=None, page=None, page_since=None, round=state.round + 1, restarting=True
+    )
+
+
+class _Work:
+    """Pointers and digest while one answer is absorbed."""
+
+    def __init__(self, round_: int, digest: int, local: Local) -> None:
+        self.round = round_
+        self.digest = digest
+        self.local = local
+        self.pointers: dict[Key, Pointer] = {}
+
+    def at(self, key: Key) -> Pointer:
+        return self.pointers.get(key) or self.local.pointers.get(key) or Pointer()
+
+    def point(self, key: Key, version: str, hash_: bytes) -> None:
+        """The server's current row of `key` is this one; a pending row of ours stays visible (law 2)."""
+        before = self.at(key)
+        self.digest = digest_change(self.digest, gone=before.theirs_hash, come=hash_)
+        self.pointers[key] = replace(before, theirs=version, theirs_hash=hash_, round=self.round)
+
+    def clear(self, terminal: Iterable[Pending], cleared: frozenset[int]) -> None:
+        """Our newest row of a cleared id that still waits, if any, stays visible (law 1)."""
+        for item in terminal:
+            left = [mark for mark in self.local.pending.get(item.copy.key, ()) if mark[0] not in cleared]
+            newest = max(left)[1] if left else None
+            self.pointers[item.copy.key] = replace(self.at(item.copy.key), ours=newest)
+
+
+def told(answer: Answer) -> list[Copy]:
+    """The rows of an answer, in its order: entities, each followed by its edges."""
+    rows = []
+    for change in answer.changes:
+        if change.entity is not None:
+            rows.append(copy_of(change.entity))
+        rows.extend(copy_of(edge) for edge in change.relationships)
+    return rows
+
+
+def _terminal(answer: Answer, sent: Iterable[Pending]) -> list[Pending]:
+    """The rows of `sent` that the answer names as done (PROTOCOL 10.2)."""
+    if answer.acks is not None:
+        done = {(ack.kind, ack.id, ack.version) for ack in answer.acks}
+        return [item for item in sent if (*item.copy.key, item.copy.version) in done]
+    named = {"entity": answer.applied, "edge": answer.applied_relationships}
+    return [item for item in sent if item.copy.id in named[item.copy.kind]]
+
+
+def _heads(answer: Answer, terminal: Iterable[Pending]) -> dict[Key, str]:
+    """The row that is current on the server now, for every id that the answer acknowledges."""
+    if answer.acks is not None:
+        return {(ack.kind, ack.id): ack.head for ack in answer.acks if ack.head is not None}
+    # A server that only names ids took what it was sent, as far as can be known before the next pull.
+    lost = {conflict.entity_id: conflict.resolved_version for conflict in answer.conflicts}
+    return {item.copy.key: lost.get(item.copy.id, item.copy.version) for item in terminal}
+
+
+def _notes(answer: Answer, sent: Iterable[Pending], cleared: frozenset[int]) -> dict[int, Refused]:
+    reasons = {(refused.id, refused.version): refused for refused in answer.refused}
+    found = {item.n: reasons.get((item.copy.id, item.copy.version)) for item in sent if item.n not in cleared}
+    return {n: reason for n, reason in found.items() if reason is not None}
+
+
+def _advance(state: State, answer: Answer, modern: bool) -> State:
+    """PROTOCOL 10.3, 10.5: where the next pull starts."""
+    if modern:
+        return replace(state, cursor=answer.cursor or state.cursor, since=None, page=None, page_since=None)
+    # A deployed server stamps rows before it commits them, so a pull beside a push misses some; look again at those.
+    told_time = None if answer.server_time is None else answer.server_time - OVERLAP_US
+    first = state.page_since if state.page is not None else told_time
+    if answer.more:
+        return replace(state, cursor=None, page=answer.cursor, page_since=first)
+    since = state.since if first is None else first
+    return replace(state, cursor=None, since=since, page=None, page_since=None)

@@ -1,0 +1,40 @@
+"""The store port: what a transaction can read and write. Read `engine.py` to see it used.
+
+A store holds graphs. Each graph is one log of immutable rows with its own seq, chain and digest (PROTOCOL 4); nothing
+read or written through a transaction of one graph ever touches another (PROTOCOL 7.1).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from .model import Held, Reads, Writes
+
+
+class Transaction(Protocol):
+    """One view of one graph: what it reads is one snapshot, what it writes becomes visible whole or not at all."""
+
+    async def read(self, reads: Reads) -> Held:
+        """Everything that `reads` names, rows written earlier in this transaction included."""
+
+    async def write(self, writes: Writes) -> None:
+        """Add rows, close rows, move the head, remember the device. Raises `StoreError` if it cannot."""
+
+
+class Store(Protocol):
+    """Where graphs are kept. `inbetweenies.testing.StoreTests` says what a store must do."""
+
+    def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[Transaction]:
+        """Open a transaction on `graph`, which exists from the first time it is named.
+
+        Leaving the block commits durably; an exception rolls everything back. With `write`, transactions on one graph
+        run one after another. Without, `write()` keeps only the device hint (which may be forgotten), and readers see
+        the last commit without waiting.
+
+        Raises:
+            StoreBusy, StoreFull, StoreCorrupt: nothing was applied.
+        """
+
+    async def close(self) -> None:
+        """Let go of files and connections. Committed rows are already safe."""

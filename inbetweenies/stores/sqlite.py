@@ -1,0 +1,583 @@
+"""Graphs in one SQLite file. Read `SCHEMA`, then `_Transaction`.
+
+Every commit is on the disk when it is acknowledged (write-ahead log, ``synchronous=FULL``). Readers see the last
+commit and never wait for a writer. Canonical JSON is stored as bytes and never looked into with SQLite's own parser,
+which reads it differently (PROTOCOL 3.6). No error message holds a stored value.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+from msgspec.structs import astuple
+
+from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
+from ..model import Device, Head, Held, Reads, Row, Writes
+from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
+from .memory import random_epoch
+
+#: Marks the file as ours, so that another application's file is never touched: "Inbt".
+APPLICATION_ID: Final = 0x496E6274
+SCHEMA_VERSION: Final = 1
+
+#: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
+FOREVER: Final = 2**63 - 1
+
+IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
+KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
+
+# The graph leads every key: no query can reach a row of another one (PROTOCOL 7.1). `log_version` and `log_until`
+# are rules as well: a row version is stored once, and an id has one current row.
+SCHEMA: Final = f"""
+CREATE TABLE graphs (
+    graph INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    epoch TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    chain BLOB NOT NULL,
+    stamp INTEGER NOT NULL,
+    digest BLOB NOT NULL
+) STRICT;
+CREATE TABLE log (
+    graph INTEGER NOT NULL REFERENCES graphs,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    version TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    stamp INTEGER NOT NULL,
+    edit INTEGER NOT NULL,
+    timed INTEGER NOT NULL,
+    rise INTEGER NOT NULL,
+    born INTEGER NOT NULL,
+    deleted INTEGER NOT NULL,
+    entity_type TEXT NOT NULL,
+    user_id TEXT NOT NULL,
+    from_id TEXT NOT NULL,
+    to_id TEXT NOT NULL,
+    hash BLOB NOT NULL,
+    chain BLOB NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (graph, seq)
+) STRICT;
+CREATE UNIQUE INDEX log_version ON log (graph, kind, id, version);
+CREATE UNIQUE INDEX log_until ON log (graph, kind, id, until);
+CREATE INDEX log_from ON log (graph, from_id, until) WHERE kind = 'edge';
+CREATE INDEX log_to ON log (graph, to_id, until) WHERE kind = 'edge';
+CREATE INDEX log_type ON log (graph, entity_type, until) WHERE kind = 'entity';
+CREATE INDEX log_current ON log (graph, seq) WHERE until = {FOREVER};
+CREATE TABLE devices (
+    graph INTEGER NOT NULL REFERENCES graphs,
+    device TEXT NOT NULL,
+    served INTEGER NOT NULL,
+    acked INTEGER NOT NULL,
+    PRIMARY KEY (graph, device)
+) STRICT, WITHOUT ROWID;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+SETTINGS: Final = (
+    "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
+    "PRAGMA fullfsync = ON",  # the same on macOS, where a plain fsync stops at the drive's cache
+    "PRAGMA foreign_keys = ON",  # off by default
+    "PRAGMA trusted_schema = OFF",  # a file may come from elsewhere
+    "PRAGMA cell_size_check = ON",  # notice a damaged page when it is read
+    "PRAGMA journal_size_limit = 67108864",  # 64 MiB; a long reader must not leave a huge file for ever
+    "PRAGMA cache_size = -32768",  # 32 MiB: a push of 20,000 rows is written to the log once, not page by page again
+)
+
+
+def _sql(statement: str) -> str:
+    """`statement` with what is constant in this module filled in; values are always bound."""
+    # The columns are in the order of the fields of `Row`, so that a row is bound as its tuple.
+    columns = Row.__struct_fields__
+    return Template(statement).substitute(
+        row=", ".join(columns), marks=", ".join("?" for _ in columns), forever=FOREVER
+    )
+
+
+_INSERT = _sql("INSERT INTO log ($row, graph) VALUES ($marks, ?)")
+_CLOSE = _sql("UPDATE log SET until = ? WHERE graph = ? AND seq = ? AND until = $forever")
+_SET_HEAD = "UPDATE graphs SET epoch = ?, seq = ?, chain = ?, stamp = ?, digest = ? WHERE graph = ?"
+_SET_DEVICE = (
+    "INSERT INTO devices (graph, device, served, acked) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (graph, device) DO UPDATE SET served = excluded.served, acked = excluded.acked"
+)
+_ADD_GRAPH = (
+    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest) VALUES (?, ?, 0, zeroblob(16), 0, zeroblob(32))"
+    " ON CONFLICT (name) DO NOTHING"
+)
+_HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
+_DEVICE = "SELECT served, acked FROM devices WHERE graph = ? AND device = ?"
+_STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
+
+# Left to itself the planner prefers a range of seqs, which is the whole log: CROSS JOIN and INDEXED BY forbid that.
+# `_asked` goes before each; its keys are bound first, then the graph, then twice the seq at which rows are visible.
+_BY_ID = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_until
+    ON graph = ? AND kind = k1 AND id = k2 AND until > ? AND seq <= ?""")
+_BY_FROM = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_from
+    ON graph = ? AND kind = 'edge' AND from_id = k1 AND until > ? AND seq <= ?""")
+_BY_TO = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_to
+    ON graph = ? AND kind = 'edge' AND to_id = k1 AND until > ? AND seq <= ?""")
+_BY_TYPE = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_type
+    ON graph = ? AND kind = 'entity' AND entity_type = k1 AND until > ? AND seq <= ?""")
+_BY_VERSION = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
+    ON graph = ? AND kind = k1 AND id = k2 AND version = k3""")
+_HISTORY = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
+    ON graph = ? AND kind = 'entity' AND id = k1""")
+_CHAINS = "SELECT seq, chain FROM asked CROSS JOIN log ON graph = ? AND seq = k1"
+
+# The log in its order: what is current now through its own small index, what was current then through the log itself.
+_SPAN_NOW = _sql("""SELECT $row FROM log INDEXED BY log_current
+    WHERE graph = ? AND until = $forever AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?""")
+_SPAN_THEN = _sql("""SELECT $row FROM log
+    WHERE graph = ? AND until > ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?""")
+_LISTING_NOW = _sql("""SELECT id, version FROM log INDEXED BY log_current
+    WHERE graph = ? AND until = $forever AND seq <= ? AND kind = 'entity'""")
+_LISTING_THEN = "SELECT id, version FROM log WHERE graph = ? AND until > ? AND seq <= ? AND kind = 'entity'"
+
+
+@cache
+def _asked(columns: int, keys: int) -> str:
+    """``WITH asked (k1, …) AS (VALUES (?, …), …)`` for so many keys of so many columns."""
+    names = ", ".join(f"k{number + 1}" for number in range(columns))
+    one = f"({', '.join('?' * columns)})"
+    return f"WITH asked ({names}) AS (VALUES {', '.join([one] * keys)}) "
+
+
+@contextmanager
+def _border(doing: str) -> Iterator[None]:
+    """No exception of SQLite's gets past this; what it was `doing` is told instead of its values."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _ours(error, doing) from error
+    except MemoryError as error:  # SQLite's NOMEM comes as this, not as an error of its own
+        raise StoreError(f"SQLite could not {doing}: out of memory") from error
+    except OverflowError as error:
+        raise LocalProtocolError(f"expected integers of at most 64 bits to {doing}; got a larger one") from error
+    except UnicodeEncodeError:
+        raise LocalProtocolError(f"expected text that is Unicode to {doing}; got a lone surrogate") from None
+
+
+def _ours(error: sqlite3.Error, doing: str) -> Exception:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Raised by the Python module itself: a closed connection, or text in the file that is not UTF-8.
+        if isinstance(error, sqlite3.OperationalError):
+            return StoreCorrupt(f"SQLite could not {doing}: expected UTF-8 text in the file; got other bytes")
+        return LocalProtocolError(f"SQLite could not {doing}: {type(error).__name__}")
+    told = f"SQLite could not {doing}: {getattr(error, 'sqlite_errorname', code)}"
+    match code & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StoreBusy(f"{told}; another process holds the file")
+        case sqlite3.SQLITE_FULL:
+            return StoreFull(f"{told}; make room, then try again")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return StoreCorrupt(f"{told}; restore the file from a backup")
+        case sqlite3.SQLITE_CONSTRAINT:
+            return LocalProtocolError(
+                f"expected new row versions and at most one row of an id to end at the same seq to {doing}; got others"
+            )
+    return StoreError(told)
+
+
+class SqliteStore:
+    """A store in one file, for one machine: several threads and several processes may use it at once.
+
+    Writers in this process queue; a writer in another process is waited for as long as `busy_timeout_ms`. Do not put
+    the file on a network drive. A store that was opened before a fork belongs to the parent; open another one after.
+
+    Args:
+        path: the file; made, readable by its owner only, if there is none. Beside it SQLite keeps ``-wal`` and
+            ``-shm``, which belong to it: back it up with SQLite's backup API, not by copying.
+        epochs: makes the epoch of each new graph.
+        busy_timeout_ms: how long a writer waits, for threads of this process and for other processes each.
+        device_hints_max: how many devices' hints are kept in memory.
+        on_connect: called with each new connection after the settings, to change them or to watch.
+
+    Raises:
+        StoreCorrupt: the file is no SQLite database, or a damaged one.
+        StoreError: the file belongs to another application or to a newer release, or cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        epochs: Callable[[], str] = random_epoch,
+        busy_timeout_ms: int = BUSY_TIMEOUT_MS,
+        device_hints_max: int = DEVICE_HINTS_MAX,
+        on_connect: Callable[[sqlite3.Connection], object] | None = None,
+    ) -> None:
+        if os.fspath(path) in ("", ":memory:"):
+            raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
+        self._hints = DeviceHints(device_hints_max)
+        self._file = _File(Path(path).absolute(), epochs, busy_timeout_ms, on_connect)
+        self._file.open()
+
+    def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
+        """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
+        return _Transaction(self._file, graph, write=write, hints=self._hints)
+
+    async def close(self) -> None:
+        """Close idle connections, and the others when their transactions end. The file needs nothing else."""
+        self._file.close()
+
+
+#: Closing any descriptor of a file drops all POSIX locks that the process has on it, so a file is made by one thread
+#: while no other opens it.
+_OPENING = threading.Lock()
+
+
+class _File:
+    """The file, its idle connections, and the gate for those who write to it."""
+
+    def __init__(
+        self,
+        path: Path,
+        epochs: Callable[[], str],
+        busy_timeout_ms: int,
+        on_connect: Callable[[sqlite3.Connection], object] | None,
+    ) -> None:
+        self.epochs = epochs
+        self.gate = WriterGate(busy_timeout_ms)
+        self._path = path
+        self._busy_timeout_ms = busy_timeout_ms
+        self._on_connect = on_connect
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+
+    def open(self) -> None:
+        """Make the file if there is none, and refuse one that is not ours."""
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise StoreError(f"expected SQLite 3.37 or newer, for STRICT tables; got {sqlite3.sqlite_version}")
+        with _OPENING, _border("open the store"):
+            try:
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise StoreError(f"could not make the file of the store: {error.strerror}") from error
+            connection = self._connect()
+            try:
+                _prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            _close(self._idle.pop())
+
+    def take(self) -> sqlite3.Connection:
+        """A connection for one transaction."""
+        if self._closed:
+            raise LocalProtocolError("expected an open store; got a closed one")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
+
+    def give_back(self, connection: sqlite3.Connection, *, sound: bool) -> None:
+        """Keep a connection for the next transaction, unless an error makes it doubtful."""
+        if sound and not self._closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
+            self._idle.append(connection)
+        else:
+            _close(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self._path.as_uri()}?mode=rw",  # never makes a file: that is done above, with its permissions
+            uri=True,
+            timeout=self._busy_timeout_ms / 1000,
+            isolation_level=None,
+            check_same_thread=False,  # transactions wander between threads, but each has its connection to itself
+        )
+        try:
+            for setting in SETTINGS:
+                connection.execute(setting)
+            if self._on_connect is not None:
+                self._on_connect(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    # Looked at before anything is changed: the file may be somebody else's.
+    new = _is_new(connection)
+    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
+    if not new:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    if _is_new(connection):  # another process may have been faster
+        for statement in SCHEMA.split(";"):
+            connection.execute(statement)
+    connection.execute("COMMIT")
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    """Whether the file is empty; False if it is ours. Raises `StoreError` if it is neither."""
+    [application] = connection.execute("PRAGMA application_id").fetchone()
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if (application, version, objects) == (0, 0, 0):
+        return True
+    if application != APPLICATION_ID:
+        raise StoreError(f"expected a file of Inbetweenies ({APPLICATION_ID:#x}); got one of another application")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"expected a file with schema {SCHEMA_VERSION}; got {version}, of another release")
+    return False
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.Error):  # nothing is lost: what was committed is on the disk
+        connection.close()
+
+
+class _Transaction(BaseTransaction):
+    def __init__(self, file: _File, graph: str, *, write: bool, hints: DeviceHints) -> None:
+        super().__init__(graph, write=write, hints=hints)
+        self._file = file
+        self._sound = True
+
+    # its course
+
+    def _begin(self) -> Head:
+        with ExitStack() as undo:
+            undo.enter_context(_border("begin a transaction"))
+            if self.writable:
+                self._file.gate.enter()
+                undo.callback(self._file.gate.leave)
+            self._connection = self._file.take()
+            undo.callback(self._file.give_back, self._connection, sound=False)
+            head = self._start() or self._first_start()
+            undo.pop_all()
+        return head
+
+    def _start(self) -> Head | None:
+        """The head of the snapshot that begins here; None, and no transaction, if nobody named the graph before."""
+        # A reader that became a writer half way could not be told to wait (SQLite's BUSY_SNAPSHOT).
+        self._connection.execute("BEGIN IMMEDIATE" if self.writable else "BEGIN")
+        found = self._connection.execute(_HEAD, (self.graph,)).fetchone()
+        if found is None:
+            self._connection.execute("ROLLBACK")
+            return None
+        self._key, epoch, seq, chain, stamp, digest = found
+        return Head(epoch=epoch, seq=seq, chain=chain, stamp=stamp, digest=int.from_bytes(digest, "big"))
+
+    def _first_start(self) -> Head:
+        # A commit of its own: the epoch that this transaction tells must be the same even if it is rolled back.
+        with ExitStack() as leaving:
+            if not self.writable:
+                self._file.gate.enter()
+                leaving.callback(self._file.gate.leave)
+            self._connection.execute(_ADD_GRAPH, (self.graph, self._file.epochs()))
+        head = self._start()
+        if head is None:
+            raise StoreCorrupt("expected to find the graph that was just made; it is gone")
+        return head
+
+    def _commit(self) -> None:
+        try:
+            with self._border("commit"):
+                self._connection.execute("COMMIT")
+        except BaseException:
+            # Whether it is durable is not known; it counts as not done, and the sender's repetition settles it.
+            self._sound = False
+            raise
+        finally:
+            self._end()
+
+    def _rollback(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        try:
+            if self._connection.in_transaction:  # some errors have rolled back already
+                self._connection.execute("ROLLBACK")
+        except (sqlite3.Error, MemoryError):
+            self._sound = False
+        self._file.give_back(self._connection, sound=self._sound)
+        if self.writable:
+            self._file.gate.leave()
+
+    # writing
+
+    def _apply(self, writes: Writes) -> None:
+        key, run = self._key, self._connection
+        with self._border("write"):
+            if writes.closed:
+                # Before the new rows come: the old one must have made room for the next current row of its id.
+                closed = run.executemany(_CLOSE, [(until, key, seq) for seq, until in writes.closed]).rowcount
+                if closed != len(writes.closed):
+                    raise LocalProtocolError(
+                        f"expected {len(writes.closed)} rows to close that are current; got {closed}"
+                    )
+            if writes.rows:
+                run.executemany(_INSERT, _bound(writes.rows, key))
+            if writes.head is not None:
+                new = writes.head
+                digest = new.digest.to_bytes(32, "big")
+                run.execute(_SET_HEAD, (new.epoch, new.seq, new.chain, new.stamp, digest, key))
+            if writes.device is not None:
+                device, value = writes.device
+                run.execute(_SET_DEVICE, (key, device, value.served, value.acked))
+
+    @contextmanager
+    def _border(self, doing: str) -> Iterator[None]:
+        try:
+            with _border(doing):
+                yield
+        except (LocalProtocolError, StoreBusy, StoreFull):
+            raise
+        except StoreError:
+            # After an I/O error a connection must not be trusted, nor its fsync be tried again.
+            self._sound = False
+            raise
+
+    # reading
+
+    def _held(self, reads: Reads) -> Held:
+        end = self._head.seq
+        at = end if reads.as_of is None else max(min(reads.as_of, end), 0)
+        with self._border("read"):
+            return Held(head=self._head, **self._by_key(reads, at), **self._in_order(reads, at, end))
+
+    def _by_key(self, reads: Reads, at: int) -> dict[str, Any]:
+        key, seen = (self._key,), (self._key, at, at)
+        answer: dict[str, Any] = {}
+        if reads.entities:
+            rows = self._rows(_BY_ID, [("entity", id_) for id_ in reads.entities], seen)
+            answer["entities"] = {row.id: row for row in rows}
+        if reads.edges:
+            rows = self._rows(_BY_ID, [("edge", id_) for id_ in reads.edges], seen)
+            answer["edges"] = {row.id: row for row in rows}
+        if reads.versions:
+            rows = self._rows(_BY_VERSION, reads.versions, key)
+            answer["versions"] = {(row.kind, row.id, row.version): row for row in rows}
+        if reads.history:
+            answer["history"] = _grouped(self._rows(_HISTORY, _single(reads.history), key), "id", "seq")
+        if reads.edges_from:
+            found = _grouped(self._rows(_BY_FROM, _single(reads.edges_from), seen), "from_id", "id")
+            answer["edges_from"] = {id_: found.get(id_, ()) for id_ in reads.edges_from}
+        if reads.edges_to:
+            found = _grouped(self._rows(_BY_TO, _single(reads.edges_to), seen), "to_id", "id")
+            answer["edges_to"] = {id_: found.get(id_, ()) for id_ in reads.edges_to}
+        if reads.device is not None:
+            for served, acked in self._connection.execute(_DEVICE, (self._key, reads.device)):
+                answer["device"] = Device(served=served, acked=acked)
+        return answer
+
+    def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
+        run, key = self._connection.execute, self._key
+        answer: dict[str, Any] = {}
+        if reads.types:
+            rows = self._rows(_BY_TYPE, _single(reads.types), (key, at, at))
+            rows.sort(key=attrgetter("born", "id"))
+            answer["types"] = tuple(rows)
+        if reads.chains:
+            wanted = _single(seq for seq in reads.chains if 0 < seq <= end)
+            chains = {seq: chain for cursor in self._ask(_CHAINS, wanted, (key,)) for seq, chain in cursor}
+            answer["chains"] = chains | ({0: bytes(16)} if 0 in reads.chains else {})
+        if reads.stamp is not None:
+            answer["stamp_seq"] = self._stamp_seq(reads.stamp)
+        if reads.span is not None:
+            after, upto = max(min(reads.span.after, end), 0), max(min(reads.span.upto, at), 0)
+            rest = (after, upto, -1 if reads.span.rows is None else reads.span.rows)
+            cursor = run(_SPAN_NOW, (key, *rest)) if at == end else run(_SPAN_THEN, (key, at, *rest))
+            answer["span"] = tuple(_built(cursor))
+        if reads.listing:
+            cursor = run(_LISTING_NOW, (key, at)) if at == end else run(_LISTING_THEN, (key, at, at))
+            answer["listing"] = tuple(sorted(cursor))
+        return answer
+
+    def _ask(self, query: str, keys: Iterable[tuple[Any, ...]], given: tuple[int, ...]) -> Iterator[sqlite3.Cursor]:
+        """`query` for every key, as many keys at a time as pay off."""
+        waiting = list(dict.fromkeys(keys))
+        start = 0
+        for size in KEYS_PER_QUERY:
+            while len(waiting) - start >= size:
+                some = waiting[start : start + size]
+                start += size
+                values = [value for one in some for value in one]
+                yield self._connection.execute(_asked(len(some[0]), size) + query, (*values, *given))
+
+    def _rows(self, query: str, keys: Iterable[tuple[Any, ...]], given: tuple[int, ...]) -> list[Row]:
+        rows: list[Row] = []
+        for cursor in self._ask(query, keys, given):
+            rows += _built(cursor)
+        return rows
+
+    def _stamp_seq(self, stamp: int) -> int:
+        """The newest seq whose stamp is at or before `stamp`, by halving: stamps rise with seq."""
+        if stamp >= self._head.stamp:
+            return self._head.seq
+        low, high = 0, self._head.seq  # the stamp at low is at or before, the one at high is after
+        while high - low > 1:
+            middle = (low + high) // 2
+            [found] = self._connection.execute(_STAMP, (self._key, middle)).fetchone()
+            low, high = (middle, high) if found <= stamp else (low, middle)
+        return low
+
+
+def _grouped(rows: list[Row], key: str, order: str) -> dict[str, tuple[Row, ...]]:
+    rows.sort(key=attrgetter(key, order))
+    return {value: tuple(group) for value, group in groupby(rows, attrgetter(key))}
+
+
+def _single(values: Iterable[Any]) -> list[tuple[Any]]:
+    return [(value,) for value in values]
+
+
+def _bound(rows: Iterable[Row], key: int) -> Iterator[tuple[Any, ...]]:
+    """What `_INSERT` takes."""
+    for row in rows:
+        values = astuple(row)
+        yield (*values[:4], FOREVER if row.until is None else row.until, *values[5:], key)
+
+
+def _built(cursor: Iterable[tuple[Any, ...]]) -> list[Row]:
+    """The rows that `_COLUMNS` were selected from. One comprehension: it is half of the cost of a full sync."""
+    return [
+        Row(
+            kind=kind,
+            id=id_,
+            version=version,
+            seq=seq,
+            until=None if until == FOREVER else until,
+            stamp=stamp,
+            edit=edit,
+            timed=timed == 1,
+            rise=rise,
+            born=born,
+            deleted=deleted == 1,
+            entity_type=entity_type,
+            user_id=user_id,
+            from_id=from_id,
+            to_id=to_id,
+            hash=hash_,
+            chain=chain,
+            body=body,
+        )
+        for (
+            kind, id_, version, seq, until, stamp, edit, timed, rise, born, deleted,
+            entity_type, user_id, from_id, to_id, hash_, chain, body,
+        ) in cursor
+    ]  # fmt: skip

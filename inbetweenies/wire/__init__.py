@@ -1,0 +1,99 @@
+"""Wire versions: one file or folder each, found here and through the entry-point group ``inbetweenies.wire``.
+
+Nobody outside this package names one. A module that holds a wire version exposes it as ``WIRE``. To add one, write
+the file; nothing else changes. To remove one, delete the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from msgspec import UNSET, Struct, UnsetType
+
+from ..errors import LocalProtocolError
+from ..limits import Limits
+from ..model import Context, Plan, SyncRequest, SyncResponse
+
+ENTRY_POINTS = "inbetweenies.wire"
+
+
+class Negotiation(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 5.6: told in an answer whose wire version is not simply the one asked for."""
+
+    requested: str | None
+    served: str
+    source: str
+    reason: str
+    supported: tuple[str, ...]
+
+
+class WireVersion(Protocol):
+    """What the router and the exchange need of one wire version: bytes to the model, and back.
+
+    Attributes:
+        name: `protocol_version` on the wire.
+        rank: place in order of age, newer is greater; only ever used to say who is behind.
+        carries: the model fields (``entity.name``, ``relationship``, ...) that survive this version; what is not
+            named is a declared loss (PROTOCOL 5.8).
+    """
+
+    name: str
+    rank: int
+    carries: frozenset[str]
+
+    def decode(self, body: bytes, *, path: str = "", strict: bool = False, limits: Limits) -> Any:
+        """A message from bytes that passed the gate. `path` is the HTTP path, for versions that dispatch on it.
+
+        `strict` forbids fields that the version does not know, for requests that fell back to it.
+
+        Raises:
+            RemoteProtocolError: the bytes are no legal message of this version.
+        """
+
+    def writes(self, message: Any) -> bool:
+        """Whether serving `message` may change the store."""
+
+    def up(self, message: Any, context: Context, limits: Limits) -> Plan[SyncRequest]:
+        """The version-free request that `message` means; may read what it is a view of."""
+
+    def down(
+        self,
+        message: Any,
+        response: SyncResponse,
+        context: Context,
+        limits: Limits,
+        negotiation: Negotiation | UnsetType = UNSET,
+    ) -> Plan[bytes]:
+        """The answer to `message` in this version."""
+
+
+def load() -> dict[str, WireVersion]:
+    """Every wire version there is, by name, newest first: ours, then those of installed packages.
+
+    Raises:
+        LocalProtocolError: two of them claim the same name, or a module has no ``WIRE``.
+    """
+    # Discovery only: imported here so that `import inbetweenies` stays free of what these load.
+    import importlib
+    import pkgutil
+    from importlib.metadata import entry_points
+
+    found: list[WireVersion] = []
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        found.append(_wire_of(importlib.import_module(f"{__name__}.{module.name}"), module.name))
+    for entry in entry_points(group=ENTRY_POINTS):
+        found.append(_wire_of(entry.load(), entry.name))
+    versions: dict[str, WireVersion] = {}
+    for wire in sorted(found, key=lambda wire: -wire.rank):
+        if wire.name in versions:
+            raise LocalProtocolError(f"two wire versions are called {wire.name}: uninstall one of them")
+        versions[wire.name] = wire
+    return versions
+
+
+def _wire_of(found: Any, name: str) -> WireVersion:
+    wire = getattr(found, "WIRE", found)
+    if not isinstance(getattr(wire, "name", None), str) or not callable(getattr(wire, "up", None)):
+        raise LocalProtocolError(f"wire version module {name}: expected a WireVersion called WIRE")
+    result: WireVersion = wire
+    return result

@@ -1,0 +1,564 @@
+"""``inbetweenies-v2``: entities and relationships in one message, both directions (PROTOCOL 9).
+
+Rows are served in the form in which they are stored: a stored body *is* the entity of this wire version. Fields that
+deployed peers do not know are additive, and where an answer changes shape for them, only peers that announce
+``features`` see it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from ..errors import RemoteProtocolError
+from ..limits import Limits, canonical, checked_decode
+from ..model import (
+    SEQ_MAX,
+    SOURCE_TYPES,
+    Ack,
+    Answer,
+    Ask,
+    Change,
+    Conflict,
+    Context,
+    Cursor,
+    Entity,
+    Plan,
+    Reads,
+    Refused,
+    Relationship,
+    Row,
+
+    SyncRequest,
+    SyncResponse,
+    edge_version,
+    format_time,
+    parse_cursor,
+    parse_time,
+)
+from . import Negotiation
+
+NAME: Final = "inbetweenies-v2"
+FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
+PATH: Final = "/api/v1/sync/"
+
+SyncType = Literal["full", "delta", "entities", "relationships"]
+ChangeType = Literal["create", "update", "delete"]
+
+
+# --- messages -----------------------------------------------------------------------------------------------------
+
+
+class EntityIn(Struct, kw_only=True):
+    """PROTOCOL 9.3: an entity as a peer writes it."""
+
+    id: str
+    version: str
+    entity_type: str
+    name: str
+    content: dict[str, Any]
+    source_type: str
+    user_id: str
+    parent_versions: tuple[str, ...] = ()
+    checksum: str | None = None
+    merged: bool | UnsetType = UNSET
+    source_original: str | UnsetType = UNSET
+
+
+class RelationshipIn(Struct, kw_only=True):
+    """PROTOCOL 9.4: an edge as a peer writes it; `version` and `user_id` are ours, deployed peers send neither."""
+
+    id: str
+    from_entity_id: str
+    from_entity_version: str
+    to_entity_id: str
+    to_entity_version: str
+    relationship_type: str
+    properties: dict[str, Any] = {}
+    version: str = ""
+    user_id: str | None = None
+
+
+class ChangeIn(Struct, kw_only=True):
+    """PROTOCOL 9.2: one change of a request or of an answer."""
+
+    change_type: ChangeType
+    entity: EntityIn | None = None
+    relationships: tuple[RelationshipIn, ...] = ()
+
+
+class VectorClock(Struct, kw_only=True):
+    """PROTOCOL 9.1: carried for deployed peers and echoed; orders nothing."""
+
+    clocks: dict[str, str] = {}
+
+
+class Filters(Struct, kw_only=True):
+    """PROTOCOL 9.1: `since` is any ISO 8601 time (naive is UTC) or unix seconds; lists keep what they name."""
+
+    since: str | int | float | None = None
+    entity_types: tuple[str, ...] | None = None
+    modified_by: tuple[str, ...] | None = None
+
+
+class Request(Struct, kw_only=True):
+    """PROTOCOL 9.1: what a v2 client sends; everything a server needs stands in this one message."""
+
+    protocol_version: str = NAME
+    device_id: str
+    user_id: str
+    sync_type: SyncType
+    changes: tuple[ChangeIn, ...] = ()
+    vector_clock: VectorClock = msgspec.field(default_factory=VectorClock)
+    cursor: str | None = None
+    filters: Filters | None = None
+    features: tuple[str, ...] = ()
+    page_rows: int | None = None
+
+
+class StrictRequest(Request, kw_only=True, forbid_unknown_fields=True):
+    """A request in which nothing may stand that this version does not know (PROTOCOL 5.4)."""
+
+    supported_versions: tuple[str, ...] = ()
+    client: dict[str, Any] | None = None
+
+
+class ChangeOut(Struct, kw_only=True):
+    """PROTOCOL 9.2, with entity and edges in stored form."""
+
+    change_type: ChangeType
+    entity: Raw | None
+    relationships: list[Raw]
+
+
+class SyncStats(Struct, kw_only=True):
+    """PROTOCOL 9.5: counts for people; `duration_ms` is always 0, the protocol reads no clock."""
+
+    entities_synced: int = 0
+    relationships_synced: int = 0
+    conflicts_resolved: int = 0
+    duration_ms: float = 0.0
+
+
+class ConflictOut(Struct, kw_only=True):
+    """PROTOCOL 9.6: who met whom, and which row stands now."""
+
+    entity_id: str
+    local_version: str
+    remote_version: str
+    resolution_strategy: str
+    resolved_version: str | None = None
+
+
+class AckOut(Struct, kw_only=True):
+    """PROTOCOL 9.7: an ack that names the row version, for peers with features."""
+
+    kind: Literal["entity", "edge"]
+    id: str
+    version: str
+    outcome: str
+    head: str | None = None
+
+
+class RefusedOut(Struct, kw_only=True):
+    """PROTOCOL 9.8: one item that cannot be stored."""
+
+    id: str
+    version: str
+    code: str
+    pointer: str
+    detail: str
+
+
+class Response(Struct, kw_only=True):
+    """PROTOCOL 9.5: what the server acknowledges, and what the client lacks. Down to `applied_relationships` as deployed."""
+
+    protocol_version: str
+    sync_type: SyncType
+    changes: list[ChangeOut]
+    conflicts: list[Conflict]
+    vector_clock: VectorClock
+    cursor: str | None
+    state_digest: str | None
+    sync_stats: SyncStats
+    server_time: str
+    applied: list[str]
+    applied_relationships: list[str]
+    refused: list[Refused] | UnsetType = UNSET
+    acks: list[Ack] | UnsetType = UNSET
+    more: bool | UnsetType = UNSET
+    resync: bool | UnsetType = UNSET
+    digest: str | UnsetType = UNSET
+    head: str | UnsetType = UNSET
+    features: list[str] | UnsetType = UNSET
+    negotiation: Negotiation | UnsetType = UNSET
+
+
+class ResponseIn(Struct, kw_only=True):
+    """PROTOCOL 9.5, as a client reads it: what deployed servers leave out or say oddly does not hurt."""
+
+    protocol_version: str = NAME
+    changes: tuple[ChangeIn, ...] = ()
+    conflicts: tuple[ConflictOut, ...] = ()
+    cursor: str | None = None
+    server_time: str | None = None
+    applied: tuple[str, ...] = ()
+    applied_relationships: tuple[str, ...] = ()
+    refused: tuple[RefusedOut, ...] = ()
+    acks: tuple[AckOut, ...] | None = None
+    more: bool | None = None
+    resync: bool = False
+    digest: str | None = None
+    head: str | None = None
+    features: tuple[str, ...] = ()
+
+
+class EntityOut(Struct, kw_only=True):
+    """PROTOCOL 9.3: an entity as this version says it; used where stored rows hold more than it carries."""
+
+    id: str
+    version: str
+    entity_type: str
+    name: str
+    content: Raw
+    source_type: str
+    user_id: str
+    parent_versions: tuple[str, ...]
+    checksum: str | None
+    merged: bool | UnsetType = UNSET
+    source_original: str | UnsetType = UNSET
+
+
+class RelationshipOut(Struct, kw_only=True):
+    """PROTOCOL 9.4: an edge as this version says it."""
+
+    id: str
+    version: str
+    from_entity_id: str
+    from_entity_version: str
+    to_entity_id: str
+    to_entity_version: str
+    relationship_type: str
+    properties: Raw
+    user_id: str
+
+
+CARRIES: Final = frozenset(f"entity.{name}" for name in EntityOut.__struct_fields__) | frozenset(
+    f"relationship.{name}" for name in RelationshipOut.__struct_fields__
+)
+
+_request = msgspec.json.Decoder(Request)
+_strict = msgspec.json.Decoder(StrictRequest)
+_response = msgspec.json.Decoder(ResponseIn)
+_encode = msgspec.json.Encoder().encode
+# A model that has grown fields since must not leak them into this version (PROTOCOL 5.8).
+_STORED_AS_SERVED: Final = (
+    Entity.__struct_fields__ == EntityOut.__struct_fields__
+    and Relationship.__struct_fields__ == RelationshipOut.__struct_fields__
+)
+
+
+# --- to the model -------------------------------------------------------------------------------------------------
+
+
+def _entity(value: EntityIn, delete: bool) -> Entity:
+    """PROTOCOL 3.3, 3.4: types folded, unknown sources kept beside ``imported``, a delete made a tombstone."""
+    content = value.content
+    if delete and not content.get("deleted"):
+        content = {**content, "deleted": True}
+    source, original = value.source_type, value.source_original
+    folded = source.lower()
+    if folded not in SOURCE_TYPES:
+        folded, original = "imported", source
+    return Entity(
+        id=value.id,
+        version=value.version,
+        entity_type=value.entity_type.lower(),
+        name=value.name,
+        content=Raw(canonical(content, trusted=True)),
+        source_type=folded,
+        user_id=value.user_id,
+        parent_versions=value.parent_versions,
+        checksum=value.checksum,
+        merged=value.merged,
+        source_original=original,
+    )
+
+
+def _relationship(value: RelationshipIn, user: str) -> Relationship:
+    edge = Relationship(
+        id=value.id,
+        version=value.version,
+        from_entity_id=value.from_entity_id,
+        from_entity_version=value.from_entity_version,
+        to_entity_id=value.to_entity_id,
+        to_entity_version=value.to_entity_version,
+        relationship_type=value.relationship_type.lower(),
+        properties=Raw(canonical(value.properties, trusted=True)),
+        user_id=user if value.user_id is None else value.user_id,
+    )
+    return edge if edge.version else msgspec.structs.replace(edge, version=edge_version(edge))
+
+
+def _changes(changes: Iterable[ChangeIn], user: str) -> tuple[Change, ...]:
+    return tuple(
+        Change(
+            entity=None if change.entity is None else _entity(change.entity, change.change_type == "delete"),
+            relationships=tuple([_relationship(edge, user) for edge in change.relationships]),
+            delete=change.change_type == "delete",
+            pointer=f"/changes/{index}",
+        )
+        for index, change in enumerate(changes)
+    )
+
+
+def _since(value: str | int | float | None) -> int | None:
+    """PROTOCOL 9.1: microseconds; numbers are unix seconds, or milliseconds when they are too large for that."""
+    if value is None:
+        return None
+    micros = parse_time(value) if isinstance(value, str) else _unix(value)
+    if micros is None:
+        raise RemoteProtocolError(
+            code="malformed_body",
+            expected="an ISO 8601 time or unix seconds",
+            got=f"a {'string' if isinstance(value, str) else 'number'} that is neither",
+            pointer="/filters/since",
+        )
+    return micros
+
+
+def _unix(value: float) -> int | None:
+    seconds = value / 1000 if abs(value) > 2e10 else value
+    return int(seconds * 1_000_000) if abs(seconds) < 2.6e11 else None
+
+
+def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None]:
+    if text is None or text == "":
+        return None, None
+    cursor = parse_cursor(text)
+    if cursor is not None:
+        return cursor, None
+    if text.isascii() and text.isdigit() and len(text) <= 16:
+        return None, int(text)
+    if features:
+        # Another server's cursor is nothing to be refused for: its holder starts anew.
+        return None, SEQ_MAX + 1
+    raise RemoteProtocolError(
+        code="bad_cursor",
+        expected="a cursor that this server gave out, or none",
+        got=f"a string of {len(text)} characters",
+        pointer="/cursor",
+    )
+
+
+# --- the digest of the deployed server ----------------------------------------------------------------------------
+
+_digests: OrderedDict[tuple[str, int, bytes], str] = OrderedDict()
+
+
+def _state_digest(response: SyncResponse) -> Plan[str]:
+    """PROTOCOL 9.9: sha256 over every current entity, which costs what is stored; so once per seq, not per answer."""
+    head = response.head
+    key = (head.epoch, head.seq, head.chain)
+    digest = _digests.get(key)
+    if digest is None:
+        listing = (yield Reads(listing=True)).listing
+        digest = sha256("".join(f"{id_}\x1f{version}\x1e" for id_, version in listing).encode()).hexdigest()
+        _digests[key] = digest
+        if len(_digests) > 256:
+            _digests.popitem(last=False)
+    return digest
+
+
+# --- from the model -----------------------------------------------------------------------------------------------
+
+
+def _body(row: Row) -> Raw:
+    if _STORED_AS_SERVED:
+        return Raw(row.body)
+    value: Entity | Relationship = row.entity() if row.kind == "entity" else row.relationship()
+    shape: Any = EntityOut if row.kind == "entity" else RelationshipOut
+    return Raw(_encode(shape(**{name: getattr(value, name) for name in shape.__struct_fields__})))
+
+
+def _out(response: SyncResponse) -> list[ChangeOut]:
+    """PROTOCOL 9.2: entities in commit order, each edge with its `from` entity."""
+    changes: list[ChangeOut] = []
+    edges_of: dict[str, list[Raw]] = {}
+    loose: list[Row] = []
+    for row in response.rows:
+        if row.kind == "entity":
+            edges: list[Raw] = []
+            edges_of[row.id] = edges
+            kind: ChangeType = "delete" if row.deleted else "update"
+            changes.append(ChangeOut(change_type=kind, entity=_body(row), relationships=edges))
+        else:
+            loose.append(row)
+    for row in loose:
+        edges = edges_of.get(row.from_id, [])
+        if row.from_id not in edges_of:
+            edges_of[row.from_id] = edges
+            carrier = response.carriers.get(row.from_id)
+            kind = "delete" if carrier is not None and carrier.deleted else "update"
+            entity = None if carrier is None else _body(carrier)
+            changes.append(ChangeOut(change_type=kind, entity=entity, relationships=edges))
+        edges.append(_body(row))
+    return changes
+
+
+class V2:
+    """The wire version object that the router and the exchange work with."""
+
+    name = NAME
+    rank = 2
+    carries = CARRIES
+    features = FEATURES
+
+    def decode(self, body: bytes, *, path: str = "", strict: bool = False, limits: Limits) -> Request:
+        """PROTOCOL 9.1. The path tells nothing in this version."""
+        if strict:
+            return checked_decode(_strict, body)
+        return checked_decode(_request, body)
+
+    def writes(self, message: Request) -> bool:
+        return bool(message.changes)
+
+    def up(self, message: Request, context: Context, limits: Limits) -> Plan[SyncRequest]:
+        """PROTOCOL 9.1: a request says all by itself; nothing needs to be read."""
+        yield from ()
+        features = frozenset(message.features)
+        cursor, after = _cursor(message.cursor, bool(features))
+        filters = message.filters or Filters()
+        return SyncRequest(
+            device=f"v2:{context.token}:{message.device_id}",
+            user=context.user,
+            changes=_changes(message.changes, message.user_id),
+            full=message.sync_type != "delta",
+            cursor=cursor,
+            after=after,
+            since=_since(filters.since),
+            features=features,
+            page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
+            entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
+            modified_by=None if filters.modified_by is None else frozenset(filters.modified_by),
+        )
+
+    def down(
+        self,
+        message: Request,
+        response: SyncResponse,
+        context: Context,
+        limits: Limits,
+        negotiation: Negotiation | UnsetType = UNSET,
+    ) -> Plan[bytes]:
+        """PROTOCOL 9.5."""
+        modern = bool(message.features)
+        # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
+        open_ = {refused.id for refused in response.refused}
+        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and ack.id not in open_)
+        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and ack.id not in open_)
+        digest = None if modern else (yield from _state_digest(response))
+        return _encode(
+            Response(
+                protocol_version=NAME,
+                sync_type=message.sync_type,
+                changes=_out(response),
+                conflicts=list(response.conflicts),
+                vector_clock=message.vector_clock,
+                cursor=str(response.served) if modern else None,
+                state_digest=digest,
+                sync_stats=SyncStats(
+                    entities_synced=len(applied),
+                    relationships_synced=len(edges),
+                    conflicts_resolved=len(response.conflicts),
+                ),
+                server_time=format_time(response.served_stamp),
+                applied=list(applied),
+                applied_relationships=list(edges),
+                refused=list(response.refused) or UNSET,
+                acks=list(response.acks) if modern else UNSET,
+                more=response.more if modern else UNSET,
+                resync=response.resync if modern else UNSET,
+                digest=response.head.digest_hex if modern else UNSET,
+                head=str(response.head.cursor) if modern else UNSET,
+                features=sorted(FEATURES) if modern else UNSET,
+                negotiation=negotiation,
+            )
+        )
+
+    # The client's side of the same messages.
+
+    def ask(self, ask: Ask) -> bytes:
+        """PROTOCOL 9.1: our client's request. Deployed servers ignore the fields they do not know."""
+        message: dict[str, Any] = {
+            "protocol_version": NAME,
+            "device_id": ask.device,
+            "user_id": ask.user,
+            "sync_type": "full" if ask.full else "delta",
+            "vector_clock": VectorClock(),
+            "changes": [_change_out(change) for change in ask.changes],
+        }
+        if ask.cursor is not None:
+            message["cursor"] = ask.cursor
+        if ask.since is not None:
+            message["filters"] = {"since": format_time(ask.since)}
+        if ask.features:
+            message["features"] = sorted(ask.features)
+        if ask.page_rows is not None:
+            message["page_rows"] = ask.page_rows
+        if ask.offer:
+            message["supported_versions"] = ask.offer
+        return _encode(message)
+
+    def told(self, body: bytes) -> Answer:
+        """PROTOCOL 9.5: what a server said.
+
+        Raises:
+            RemoteProtocolError: it is no answer of this version.
+        """
+        answer: ResponseIn = checked_decode(_response, body)
+        return Answer(
+            protocol_version=answer.protocol_version,
+            changes=_changes(answer.changes, ""),
+            applied=frozenset(answer.applied),
+            applied_relationships=frozenset(answer.applied_relationships),
+            acks=None if answer.acks is None else msgspec.convert(answer.acks, tuple[Ack, ...], from_attributes=True),
+            refused=msgspec.convert(answer.refused, tuple[Refused, ...], from_attributes=True),
+            conflicts=tuple(
+                Conflict(
+                    entity_id=lost.entity_id,
+                    local_version=lost.local_version,
+                    remote_version=lost.remote_version,
+                    resolution_strategy=lost.resolution_strategy,
+                    resolved_version=lost.resolved_version or lost.local_version,
+                )
+                for lost in answer.conflicts
+            ),
+            cursor=answer.cursor,
+            # A deployed server says "more" by handing out a cursor at all.
+            more=answer.cursor is not None if answer.more is None else answer.more,
+            resync=answer.resync,
+            server_time=None if answer.server_time is None else parse_time(answer.server_time),
+            digest=answer.digest,
+            head=answer.head,
+            features=frozenset(answer.features),
+        )
+
+
+def _change_out(change: Change) -> ChangeOut:
+    entity = change.entity
+    kind: ChangeType = "update" if entity is None or entity.parent_versions else "create"
+    return ChangeOut(
+        change_type="delete" if change.delete else kind,
+        entity=None if entity is None else Raw(_encode(entity)),
+        relationships=[Raw(_encode(edge)) for edge in change.relationships],
+    )
+
+
+WIRE: Final = V2()
+
