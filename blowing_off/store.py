@@ -88,6 +88,7 @@ _SCHEMA: Final = (
 )
 
 _COPY: Final = "c.kind, c.id, c.version, c.hash, c.deleted, c.entity_type, c.name, c.from_id, c.to_id, c.body"
+_COPIES: Final = f"SELECT {_COPY} FROM copies AS c"  # noqa: S608 - only our own column names are put in
 # What a person sees of each id: ours where there is one, else theirs (PROTOCOL 10.1).
 _VISIBLE: Final = f"""
     SELECT {_COPY} FROM pointers AS p JOIN copies AS c
@@ -102,6 +103,14 @@ _HANGS: Final = """
         AND d.version = coalesce(q.ours, q.theirs) AND d.hash = coalesce(q.ours_hash, q.theirs_hash)
         WHERE q.kind = 'entity' AND q.id IN (c.from_id, c.to_id) AND d.deleted
     )
+"""
+_EDGES: Final = f"{_VISIBLE} WHERE p.kind = 'edge' AND (?1 OR NOT (c.deleted OR {_HANGS}))"
+# The candidates are found by index, since an edge may have been re-pointed since.
+_AT: Final = """
+    p.id IN (
+        SELECT id FROM copies WHERE kind = 'edge' AND from_id = ?2
+        UNION SELECT id FROM copies WHERE kind = 'edge' AND to_id = ?2
+    ) AND ?2 IN (c.from_id, c.to_id)
 """
 _POINT: Final = """
     INSERT INTO pointers (kind, id, theirs, theirs_hash, round, ours, ours_hash) VALUES (
@@ -525,16 +534,26 @@ class LocalStore:
             state = self.state()
             if state is None or not state.restarting:
                 return 0
-            gone = self._all("SELECT kind, id, theirs_hash FROM pointers WHERE theirs NOTNULL AND round < ?", state.round)
-            older = self._all("SELECT kind, id, before, theirs FROM pointers WHERE before NOTNULL AND round >= ?", state.round)
+            # As (kind, id, hash of what the server held, the version that it holds now or None).
+            gone = self._all(
+                "SELECT kind, id, theirs_hash, NULL FROM pointers WHERE theirs NOTNULL AND round < ?", state.round
+            )
+            older = self._all(
+                "SELECT kind, id, before, CASE WHEN round >= ? THEN theirs END FROM pointers WHERE before NOTNULL",
+                state.round,
+            )
             offered: dict[tuple[str, str, str, bytes], Copy] = {}
             edges: list[Copy] = []
-            for kind, id_, hash_, *theirs in sorted(gone + older):
-                start = [copy for copy in self._of(kind, id_) if copy.hash == hash_]
+            for kind, id_, hash_, now in older + gone:
+                held = self._of(kind, id_)
+                start = [copy for copy in held if copy.hash == hash_]
                 if kind == "edge":
                     edges += start
                 else:
-                    self._lineage(start, offered, known=self._ancestors(id_, theirs))
+                    known = set() if now is None else {copy.version for copy in _lineage(now, held)} | {now}
+                    for copy in start:
+                        line = _lineage(copy.version, [*held, copy])
+                        offered.update({_whole(other): other for other in line if other.version not in known})
             for edge in edges:
                 value = _edge.decode(edge.body)
                 for id_, version in (
@@ -542,8 +561,8 @@ class LocalStore:
                     (value.to_entity_id, value.to_entity_version),
                 ):
                     ends = [copy for copy in self._of("entity", id_) if copy.version == version]
-                    offered.update({(*copy.key, copy.version, copy.hash): copy for copy in ends})
-            offered.update({(*edge.key, edge.version, edge.hash): edge for edge in edges})
+                    offered.update({_whole(copy): copy for copy in ends})
+            offered.update({_whole(edge): edge for edge in edges})
             waiting = self._all("SELECT kind, id, version, hash, note FROM pending ORDER BY n")
             for kind, id_, version, hash_, _ in waiting:
                 offered.pop((kind, id_, version, hash_), None)
@@ -554,52 +573,19 @@ class LocalStore:
             )
             self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (state.round,))
             self._mark(offered.values())
-            self._db.executemany(
-                "INSERT INTO pending (kind, id, version, hash, note) VALUES (?, ?, ?, ?, ?)", waiting
-            )
+            self._db.executemany("INSERT INTO pending (kind, id, version, hash, note) VALUES (?, ?, ?, ?, ?)", waiting)
             self._db.executemany(
                 "UPDATE pointers SET ours = ?3, ours_hash = ?4 WHERE kind = ?1 AND id = ?2",
                 ((kind, id_, version, hash_) for kind, id_, version, hash_, _ in waiting),
             )
             digest = state.digest
-            for _, _, hash_ in gone:
+            for _, _, hash_, _ in gone:
                 digest = digest_change(digest, gone=hash_)
             self.put_state(replace(state, digest=digest, restarting=False))
             return len(offered)
 
     def _of(self, kind: str, id_: str) -> list[Copy]:
-        return [_copy(found) for found in self._all(f"SELECT {_COPY} FROM copies AS c WHERE kind = ? AND id = ?", kind, id_)]  # noqa: S608, E501 - our own column names
-
-    def _ancestors(self, id_: str, versions: Iterable[str]) -> set[str]:
-        """`versions` of an entity and all that they descend from, as far as rows held here tell."""
-        seen: set[str] = set()
-        todo = list(versions)
-        parents = {copy.version: _entity.decode(copy.body).parent_versions for copy in self._of("entity", id_)} if todo else {}
-        while todo:
-            version = todo.pop()
-            if version not in seen:
-                seen.add(version)
-                todo.extend(parents.get(version, ()))
-        return seen
-
-    def _lineage(
-        self, start: Iterable[Copy], offered: dict[tuple[str, str, str, bytes], Copy], *, known: set[str]
-    ) -> None:
-        """Add `start` and the rows held of what they descend from to `offered`, parents first, but for `known`."""
-        for copy in start:
-            held = {other.version: other for other in self._of("entity", copy.id)} | {copy.version: copy}
-            order: list[Copy] = []
-            todo, seen = [copy.version], set(known)
-            while todo:
-                version = todo.pop()
-                if version in seen or version not in held:
-                    continue
-                seen.add(version)
-                order.append(held[version])
-                todo.extend(_entity.decode(held[version].body).parent_versions)
-            # Depth first from the newest is not parents first where lines meet; the server sorts those.
-            for other in reversed(order):
-                offered[(*other.key, other.version, other.hash)] = other
+        return [_copy(found) for found in self._all(f"{_COPIES} WHERE c.kind = ? AND c.id = ? ORDER BY c.n", kind, id_)]
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -654,25 +640,18 @@ class LocalStore:
 
     def links(self, id_: str | None = None, *, deleted: bool = False) -> list[Copy]:
         """Edges, or those from and to `id_`. Without `deleted`, neither tombstones nor edges to tombstones."""
-        found = self._all(
-            f"{_VISIBLE} WHERE p.kind = 'edge' AND (?1 OR NOT (c.deleted OR {_HANGS}))"
-            + (
-                " AND p.id IN (SELECT id FROM copies WHERE kind = 'edge' AND from_id = ?2"
-                " UNION SELECT id FROM copies WHERE kind = 'edge' AND to_id = ?2) AND ?2 IN (c.from_id, c.to_id)"
-                if id_ is not None
-                else " AND ?2 IS NULL"
-            )
-            + " ORDER BY c.entity_type, c.id",
-            deleted,
-            id_,
-        )
+        if id_ is None:
+            found = self._all(f"{_EDGES} ORDER BY c.entity_type, c.id", deleted)
+        else:
+            found = self._all(f"{_EDGES} AND {_AT} ORDER BY c.entity_type, c.id", deleted, id_)
         return [_copy(copy) for copy in found]
 
     def history(self, id_: str) -> list[Held]:
         """Every row of the entity `id_` that this replica holds, in the order in which it came to hold them."""
         found = self._all(
-            f"SELECT EXISTS (SELECT 1 FROM pending AS m WHERE m.kind = c.kind AND m.id = c.id AND m.version = c.version"  # noqa: S608, E501 - our own column names
-            f" AND m.hash = c.hash), {_COPY} FROM copies AS c WHERE c.kind = 'entity' AND c.id = ? ORDER BY c.n",
+            "SELECT EXISTS (SELECT 1 FROM pending AS m"  # noqa: S608 - our own column names
+            " WHERE m.kind = c.kind AND m.id = c.id AND m.version = c.version AND m.hash = c.hash),"
+            f" {_COPY} FROM copies AS c WHERE c.kind = 'entity' AND c.id = ? ORDER BY c.n",
             id_,
         )
         now = self.get(id_)
@@ -707,7 +686,7 @@ class LocalStore:
 
     def counts(self) -> Counts:
         """How much there is."""
-        living = dict(
+        living: dict[str, int] = dict(
             self._all(
                 "SELECT kind || deleted, count(*) FROM (" + _VISIBLE + ") GROUP BY kind, deleted"  # noqa: S608
             )
@@ -725,6 +704,27 @@ class LocalStore:
         """The sum of the hashes of all rows that the server is known to hold as current (PROTOCOL 4.8)."""
         state = self.state()
         return 0 if state is None else state.digest
+
+
+def _whole(copy: Copy) -> tuple[str, str, str, bytes]:
+    return (copy.kind, copy.id, copy.version, copy.hash)
+
+
+def _lineage(version: str, held: Iterable[Copy]) -> list[Copy]:
+    """The rows among `held` of `version` and of all it descends from, parents first. Of one version the last counts."""
+    rows = {copy.version: copy for copy in held}
+    order: list[Copy] = []
+    seen: set[str] = set()
+    todo = [(version, False)]
+    while todo:
+        name, done = todo.pop()
+        if done:
+            order.append(rows[name])
+        elif name in rows and name not in seen:
+            seen.add(name)
+            todo.append((name, True))
+            todo += [(parent, False) for parent in _entity.decode(rows[name].body).parent_versions]
+    return order
 
 
 def _conflict(conflict: Conflict) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # PROTOCOL 2.6: a problem is told in at most this many bytes, whatever the peer sent.
 PROBLEM_BYTES_MAX = 1024
+POINTER_BYTES_MAX = 130
 
 #: HTTP status of each code (PROTOCOL 2.7). Codes that are not listed are 400.
 STATUS = {
@@ -26,9 +27,11 @@ STATUS = {
 
 
 def clip(text: str, size: int = 200) -> str:
-    """`text` cut to `size` characters, all of them printable, so that a message stays one short line."""
-    short = text if len(text) <= size else text[: size - 1] + "…"
-    return "".join(letter if letter.isprintable() else "�" for letter in short)
+    """`text` in at most `size` bytes of UTF-8, printable and without what JSON would have to escape."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text[:size])
+    plain = plain.replace('"', "'").replace("\\", "/")
+    cut = plain.encode(errors="replace")[:size].decode(errors="ignore")
+    return cut if len(text) <= size and cut == plain else cut[:-3] + "..."
 
 
 class InbetweeniesError(Exception):
@@ -50,12 +53,13 @@ class RemoteProtocolError(InbetweeniesError):
     """
 
     def __init__(self, *, code: str, expected: str, got: str, pointer: str = "") -> None:
-        self.code = code
-        self.expected = clip(expected)
-        self.got = clip(got)
-        self.pointer = clip(pointer)
+        # Each is told twice in a problem, once alone and once in a sentence, and all of it fits `PROBLEM_BYTES_MAX`.
+        self.code = clip(code, 40)
+        self.expected = clip(expected, 150)
+        self.got = clip(got, 80)
+        self.pointer = clip(pointer, POINTER_BYTES_MAX)
         where = f" at {self.pointer}" if self.pointer else ""
-        super().__init__(f"{code}{where}: expected {self.expected}; got {self.got}")
+        super().__init__(f"{self.code}{where}: expected {self.expected}; got {self.got}")
 
     @property
     def status(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from .errors import PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError
+from .errors import POINTER_BYTES_MAX, PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def gate(body: bytes, limits: Limits = LIMITS) -> None:
     # One per value, and one more per empty container.
     if (nodes := 1 + opened + skeleton.count(b",")) > limits.nodes_max:
         raise _malformed(f"at most {limits.nodes_max} nodes", f"{nodes} nodes")
-    if opened != skeleton.count(b"}"):
+    if opened != skeleton.count(b"}"):  # and what is left is at most two bytes for each node
         raise _malformed("brackets that close", "brackets that do not close")
     # Each pass removes the innermost level of all branches, so passes count levels. What closes within `depth_max`
     # passes is nested no deeper than that at any point, so in no prefix that the decoder reads before it gives up.
@@ -181,7 +181,6 @@ _SENTENCES: Final = {
     "Integer value out of range": ("an integer that fits", "a longer one"),
     "Invalid base64 encoded string": ("base64", "a str that is not"),
 }
-_POINTER_LENGTH_MAX: Final = 200
 
 
 def checked_decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
@@ -232,7 +231,7 @@ def _pointer(path: str) -> str:
     pointer = ""
     for name, index in _STEP.findall(path):
         token = "/" + (index or name.replace("~", "~0").replace("/", "~1"))
-        if len(pointer) + len(token) > _POINTER_LENGTH_MAX:
+        if len(pointer) + len(token) > POINTER_BYTES_MAX:
             break  # recursive types nest as deep as the body does
         pointer += token
     return pointer

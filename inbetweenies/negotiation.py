@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from .errors import PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError, VersionRefused, clip
+from .errors import LocalProtocolError, RemoteProtocolError, VersionRefused
 
 #: PROTOCOL 5.1: what a version name may look like at all.
 NAME = re.compile(r"[\x20-\x7e]{1,64}")
@@ -35,7 +35,6 @@ TITLES: Final[Mapping[str, str]] = {
     "malformed_body": "The body is not a legal message",
     "body_too_large": "The body is too large",
 }
-VERSION_CODES: Final = frozenset(code for code in TITLES if "version" in code)
 
 
 class Registry(Struct, frozen=True, kw_only=True):
@@ -201,18 +200,24 @@ def problem(error: RemoteProtocolError) -> dict[str, Any]:
         told |= {
             "requested": error.requested,
             "served": None,
-            "supported": list(error.supported),
+            "supported": _that_fit(error.supported),
             "side": error.side,
             "retry": error.retry,
         }
-    short = clip(error.got, 80)
+    title = str(told["title"])
     told["error"] = {
         "code": "PROTOCOL_VERSION_MISMATCH" if of_version else code.upper(),
-        "message": DEPLOYED_DETAIL if of_version else f"expected {clip(error.expected, 80)}; got {short}",
+        "message": DEPLOYED_DETAIL if of_version else title,
     }
-    if sum(len(str(value)) for value in told.values()) > PROBLEM_BYTES_MAX - 256:
-        # Names may be long; what helps a program is kept.
-        told["detail"] = clip(str(told["detail"]), 120)
-        told["expected"], told["got"] = clip(error.expected, 60), clip(error.got, 60)
-        told["pointer"] = clip(error.pointer, 60) or None
+    return told
+
+
+def _that_fit(names: tuple[str, ...], size: int = 200) -> list[str]:
+    """The best of `names` that a problem has room for; each takes its length, two quotes and a comma."""
+    told: list[str] = []
+    for name in names:
+        size -= len(name) + 3
+        if size < 0:
+            break
+        told.append(name)
     return told

@@ -461,7 +461,7 @@ class TestDecode:
     def test_a_long_way_down_makes_no_long_message(self) -> None:
         error = decode_refusal(b'{"inner":' * 60 + b"7" + b"}" * 60)
 
-        assert error.pointer.startswith("/inner/inner")
+        assert {"", "inner"} == set(error.pointer.split("/"))
         assert len(str(error).encode()) <= PROBLEM_BYTES_MAX
 
     @pytest.mark.parametrize("digits", [4301, 100_000])

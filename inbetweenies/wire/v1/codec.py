@@ -350,12 +350,21 @@ def encode(answer: SyncDelta | SyncResult | SyncAckResponse, negotiation: Negoti
 
 
 class Read(Struct, frozen=True, kw_only=True):
-    """A `SyncRequest`, understood. `types` is None where the client named none and gave no hint of being deployed."""
+    """A `SyncRequest`, understood. `named` are the types of records it asks for, None if it leaves that open."""
 
     client: str
-    since: int | None
-    types: frozenset[str]
-    deletes: bool
+    since: int | None = None
+    named: frozenset[str] | None = None
+    typed: bool = True
+    deletes: bool = True
+
+    def wanted(self, *, negotiated: bool) -> frozenset[str]:
+        """PROTOCOL 8.2: the types of records to serve."""
+        if self.named is not None:
+            return self.named
+        # Whoever does not name the message it sends, or sends one of another version, is no deployed client: it
+        # cannot know what it would have to ask for, and is given everything that is usual.
+        return _EVERYTHING if negotiated or not self.typed else _DEPLOYED_DEFAULT
 
 
 class Problem(Struct, frozen=True, kw_only=True):
@@ -460,10 +469,12 @@ def decode(body: bytes, *, path: str = "", strict: bool = False, limits: Limits)
     if kind == "ack":
         return Done(client=_client(checked_decode(_ack, body).client_id, peek.device_id, limits))
     request = checked_decode(_request, body)
+    plurals = request.entity_types
     return Read(
         client=_client(request.client_id, peek.device_id, limits),
         since=_since(request.last_sync),
-        types=_wanted(request.entity_types, typed=peek.type is not UNSET),
+        named=None if plurals is None else frozenset(_OF_PLURAL[name] for name in plurals if name in _OF_PLURAL),
+        typed=peek.type is not UNSET,
         deletes=request.include_deleted is not False,
     )
 
@@ -492,18 +503,6 @@ def _since(last_sync: str | None) -> int | None:
     return since
 
 
-def _wanted(plurals: tuple[str, ...] | None, *, typed: bool) -> frozenset[str]:
-    if plurals is None:
-        # Whoever does not even name the message it sends is no deployed client: it is given everything v1 knows.
-        return _DEPLOYED_DEFAULT if typed else _EVERYTHING
-    return frozenset(_OF_PLURAL[plural] for plural in plurals if plural in _OF_PLURAL)
-
-
-def everything(read: Read) -> Read:
-    """`read` as asked by a peer of an unknown version, which cannot know what v1 would want to be asked for."""
-    return msgspec.structs.replace(read, types=_EVERYTHING | read.types)
-
-
 def _malformed(expected: str, got: str, pointer: str) -> RemoteProtocolError:
     return RemoteProtocolError(code="malformed_body", expected=expected, got=got, pointer=pointer)
 
@@ -530,7 +529,8 @@ def item_of(pointer: str, change: Any, limits: Limits) -> Item:
         detail = "expected one of " + ", ".join(SHAPES)
         problem = Problem(code="unknown_type", pointer=f"{pointer}/entity_type", detail=detail)
     elif not is_id(id_, limits):
-        problem = _bad(f"{pointer}/entity_id", f"expected 1 to {limits.id_bytes_max} bytes without control characters")
+        detail = f"expected 1 to {limits.id_bytes_max} bytes without control characters"
+        problem = Problem(code="illegal_name", pointer=f"{pointer}/entity_id", detail=detail)
     elif not isinstance(change.get("operation"), str):
         problem = _bad(f"{pointer}/operation", "expected a string")
     elif label is not None and not isinstance(label, str):

@@ -1,0 +1,261 @@
+"""``inbetweenies``: serve a graph, hand out tokens, see a mixed fleet sync.
+
+Exit codes: 0 done, 1 failed, 2 misuse. What fails is told in one line on standard error: what was expected, what was
+got, what to do. Standard output holds results only, so that a program can read it. A token's text is printed once,
+where it is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from ipaddress import ip_address
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from .errors import InbetweeniesError, LocalProtocolError
+from .model import format_time
+
+if TYPE_CHECKING:
+    from .auth import SqliteTokens, TokenInfo
+
+PASSWORD_VARIABLE: Final = "INBETWEENIES_ADMIN_PASSWORD"  # noqa: S105 - the name of it
+DAY_US: Final = 24 * 3600 * 1_000_000
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point: run the command line and exit."""
+    sys.exit(invoke(arguments))
+
+
+def invoke(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        done = commands.main(args=arguments, prog_name="inbetweenies", standalone_mode=False)
+    except click.UsageError as error:
+        return _told(f"{error.format_message()} (see `{_name(error)} --help`)", 2)
+    except click.ClickException as error:
+        return _told(error.format_message(), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return _told("stopped", 1)
+    except LocalProtocolError as error:
+        return _told(str(error), 2)
+    except (InbetweeniesError, OSError) as error:
+        return _told(str(error), 1)
+    return done if isinstance(done, int) else 0
+
+
+def _name(error: click.UsageError) -> str:
+    return error.ctx.command_path if error.ctx is not None else "inbetweenies"
+
+
+def _told(line: str, code: int) -> int:
+    click.echo(f"inbetweenies: {' '.join(line.split())}", err=True)
+    return code
+
+
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        from .asgi import release
+
+        click.echo(f"inbetweenies {release()}")
+        context.exit(0)
+
+
+@click.group(name="inbetweenies", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the release."
+)
+def commands() -> None:
+    """A sync server for mixed fleets: old and new clients in one graph, and no write is ever lost."""
+
+
+_db = click.option(
+    "--db", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The database file of the server."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+# --- serve --------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@_db
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 for any that is free."
+)
+@click.option("--graph", default="default", show_default=True, help="The graph of admin logins and of --no-auth.")
+@click.option("--no-auth", is_flag=True, help="Let everybody on this machine in. Only with a loopback host.")
+def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
+    """Serve the graphs in a database file, which is made if there is none.
+
+    Prints `listening on http://…` once it does; stops on SIGTERM and Ctrl-C. Tokens are made with
+    `inbetweenies token create`. With INBETWEENIES_ADMIN_PASSWORD set, clients may also log in with that password.
+    """
+    if no_auth and not _is_loopback(host):
+        raise click.UsageError(
+            f"--no-auth: expected a loopback --host such as 127.0.0.1; got {host}, where other machines could read and "
+            "write everything: leave --no-auth out and make tokens, or listen on 127.0.0.1"
+        )
+    try:
+        from .asgi import app, run
+        from .auth import SqliteTokens
+        from .stores import SqliteStore
+    except ImportError as error:
+        raise click.ClickException(
+            f"expected {error.name}; not installed: pip install 'inbetweenies[server]'"
+        ) from None
+
+    store = SqliteStore(db)
+    with closing(SqliteTokens(db)) as tokens:
+        password = os.environ.get(PASSWORD_VARIABLE)
+        _remark(db, host, no_auth=no_auth, door=bool(password or tokens.list()))
+        try:
+            application = app(
+                store, tokens=tokens, admin_password=password, admin_graph=graph, auth=not no_auth, blocking=True
+            )
+            run(application, host, port, announce=click.echo)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise click.ClickException(
+                f"expected to listen on {host} port {port}; got {reason}: choose another --host or --port"
+            ) from None
+        finally:
+            asyncio.run(store.close())
+
+
+def _remark(db: Path, host: str, *, no_auth: bool, door: bool) -> None:
+    """What whoever starts a server should know, on standard error."""
+    if not no_auth and not door:
+        click.echo(
+            f"no tokens yet; make one with: inbetweenies token create --db {quote(str(db))} --graph default --user NAME",
+            err=True,
+        )
+    if not _is_loopback(host):
+        click.echo("this speaks plain HTTP: put a TLS proxy in front, or tokens can be read on the way", err=True)
+    if stat.S_IMODE(db.stat().st_mode) & 0o077:
+        click.echo(f"{db} can be opened by other users of this machine; chmod 600 would end that", err=True)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# --- token --------------------------------------------------------------------------------------------------------
+
+
+@commands.group()
+def token() -> None:
+    """Make, list and revoke the tokens with which clients speak to a server."""
+
+
+@token.command()
+@_db
+@click.option("--graph", required=True, help="The graph that the token opens, and no other.")
+@click.option("--user", required=True, help="Who writes with it.")
+@click.option("--device", default=None, help="The device it is for.")
+@click.option(
+    "--days", type=click.IntRange(1, 36500), default=None, help="Days until it expires; without, it does not."
+)
+@click.option("--admin", is_flag=True, help="Give it the role admin.")
+@_json
+def create(db: Path, graph: str, user: str, device: str | None, days: int | None, admin: bool, as_json: bool) -> None:
+    """Make a token. Its text is printed here and never again. A running server knows it at once."""
+    from .auth import SqliteTokens
+    from .stores.clock import wall_clock
+
+    with closing(SqliteTokens(db)) as tokens:
+        expires = None if days is None else wall_clock() + days * DAY_US
+        secret, info = tokens.create(graph, user, device, expires, role="admin" if admin else "member")
+    if as_json:
+        click.echo(json.dumps({"token": secret, **_info(info)}))
+    else:
+        click.echo(secret)
+        click.echo(f"kept as {info.key_id}; the line above is not stored anywhere and not shown again", err=True)
+
+
+@token.command("list")
+@_db
+@_json
+def list_(db: Path, as_json: bool) -> None:
+    """List tokens, without what makes them work."""
+    with closing(_existing(db)) as tokens:
+        infos = [_info(info) for info in tokens.list()]
+    if as_json:
+        click.echo(json.dumps({"tokens": infos}))
+        return
+    columns = ("key_id", "state", "graph", "user", "device", "role", "created", "expires")
+    table = [columns, *(tuple(str(info[name] or "-") for name in columns) for info in infos)]
+    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@token.command()
+@_db
+@click.argument("key_id")
+@_json
+def revoke(db: Path, key_id: str, as_json: bool) -> None:
+    """Refuse a token from its next request on. KEY_ID is the part after `ib1_`."""
+    parts = key_id.split("_")
+    if len(parts) > 2:
+        # Whoever pastes the whole token means its key id, and must not find the rest in an error message.
+        key_id = parts[1]
+    with closing(_existing(db)) as tokens:
+        if not tokens.revoke(key_id):
+            raise click.ClickException(
+                "expected the key id of a token that is not revoked; got another one: see `inbetweenies token list`"
+            )
+    click.echo(json.dumps({"revoked": key_id}) if as_json else f"revoked {key_id}")
+
+
+def _existing(db: Path) -> SqliteTokens:
+    from .auth import SqliteTokens
+
+    if not db.exists():
+        raise click.ClickException(f"expected a database at {db}; got no file: see --db, or make a token there first")
+    return SqliteTokens(db)
+
+
+def _info(info: TokenInfo) -> dict[str, Any]:
+    from .stores.clock import wall_clock
+
+    expired = info.expires is not None and info.expires <= wall_clock()
+    state = "revoked" if info.revoked is not None else "expired" if expired else "valid"
+    times = {
+        name: None if at is None else format_time(at)
+        for name, at in (("created", info.created), ("expires", info.expires), ("revoked", info.revoked))
+    }
+    names = ("key_id", "graph", "user", "device", "role")
+    return {name: getattr(info, name) for name in names} | times | {"state": state}
+
+
+# --- demo ---------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_json
+def demo(files: tuple[Path, ...], as_json: bool) -> int:
+    """See old and new clients sync with one server, on FILES with HomeKit data or on a made-up home."""
+    from .demo import main as show
+
+    return int(show(list(files), as_json))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The fallback router (PROTOCOL 5): every kind of body, through the public class, as a server author calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inbetweenies import ProtocolFallback, RemoteProtocolError, V1ProtocolHandler, V2ProtocolHandler
+from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy
+from inbetweenies.model import Context
+from inbetweenies.router import ProtocolHandler
+from inbetweenies.stores.memory import MemoryStore
+from inbetweenies.wire import load
+from tests.support import NOW, at, run
+
+V1, V2, V7 = "inbetweenies-v1", "inbetweenies-v2", "inbetweenies-v7"
+CONTEXT = Context(now=NOW)
+GREASE = "inbetweenies-v2570"
+
+LAMP = {
+    "id": "lamp",
+    "version": at(0),
+    "entity_type": "device",
+    "name": "Lamp",
+    "content": {"on": True},
+    "source_type": "manual",
+    "user_id": "ann",
+    "parent_versions": [],
+}
+HOME = LAMP | {"id": "home", "entity_type": "home", "name": "Home"}
+V2_READ = {"protocol_version": V2, "device_id": "d", "user_id": "u", "sync_type": "full", "changes": []}
+V2_PUSH = V2_READ | {"changes": [{"change_type": "create", "entity": entity} for entity in (HOME, LAMP)]}
+ROOM = {
+    "entity_type": "room",
+    "entity_id": "room",
+    "operation": "create",
+    "data": {
+        "id": "room",
+        "home_id": "home",
+        "name": "Kitchen",
+        "created_at": "2026-06-15T09:41:02.000000",
+        "updated_at": "2026-06-15T09:41:02.000000",
+        "sync_id": None,
+    },
+    "client_sync_id": "c1",
+}
+V1_PUSH = {"type": "sync_push", "client_id": "old", "changes": [ROOM]}
+
+
+class Peer:
+    """A fallback with a home in it, and what its store holds."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.fallback = ProtocolFallback(MemoryStore(), clock=lambda: NOW, **settings)
+        both = ProtocolFallback(self.fallback.store, clock=lambda: NOW)
+        assert "error" not in run(both.handle_sync_request(V2_PUSH))
+        self.both = both
+
+    def ask(self, body: Any) -> dict[str, Any]:
+        return run(self.fallback.handle_sync_request(body))
+
+    def digest(self) -> str:
+        digest: str = run(self.both.handle_sync_request(V2_READ))["state_digest"]
+        return digest
+
+
+def refused(code: str, **fields: Any) -> dict[str, Any]:
+    return {"code": code, **fields}
+
+
+CASES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
+    # what the body says, settings of the server, body, what the answer must hold
+    ("v2", {}, V2_READ, {"protocol_version": V2}),
+    ("v1 by name", {}, {"protocol_version": V1, "device_id": "d"}, {"type": "sync_delta"}),
+    ("v1 by name, extra keys", {}, {"protocol_version": V1, "client_id": "d", "padding": 1}, {"type": "sync_delta"}),
+    ("missing version, read", {}, {"type": "sync_request", "client_id": "d"}, {"type": "sync_delta"}),
+    ("missing version, push", {}, V1_PUSH, {"type": "sync_result", "conflicts": []}),
+    ("missing version, ack", {}, {"type": "sync_ack", "client_id": "d"}, {"type": "sync_ack_response"}),
+    ("missing version, none meant", {"missing": None}, V1_PUSH, refused("version_required")),
+    ("missing version, v2 meant", {"missing": V2}, dict(V2_READ, protocol_version=V2), {"protocol_version": V2}),
+    ("missing version, v1 push that is none", {}, {"type": "sync_push", "client_id": "d"}, refused("malformed_body")),
+    ("unknown, read", {}, V2_READ | {"protocol_version": V7}, {"protocol_version": V1, "type": "sync_delta"}),
+    ("unknown, changes null", {}, {"protocol_version": V7, "changes": None}, {"protocol_version": V1}),
+    ("unknown, read typed as a push", {}, {"protocol_version": V7, "type": "sync_push", "changes": []}, {"type": "sync_delta"}),
+    ("unknown, read typed as an ack", {}, {"protocol_version": V7, "type": "sync_ack"}, {"type": "sync_delta"}),
+    ("unknown, exactly a v1 push", {}, V1_PUSH | {"protocol_version": V7}, {"protocol_version": V1, "type": "sync_result"}),
+    ("unknown, exactly, with envelope", {}, V1_PUSH | {"protocol_version": V7, "features": ["x"]}, {"type": "sync_result"}),
+    ("unknown, v2-shaped push", {}, V2_PUSH | {"protocol_version": V7}, refused("body_not_valid_for_version", requested=V7)),
+    ("unknown, v1 push and more", {}, V1_PUSH | {"protocol_version": V7, "more": 1}, refused("body_not_valid_for_version")),
+    ("unknown, changes of another shape", {}, {"protocol_version": V7, "changes": {"a": 1}}, refused("body_not_valid_for_version")),
+    ("unknown, offering v2", {}, V2_PUSH | {"protocol_version": V7, "supported_versions": [V7, V2]}, {"protocol_version": V2}),
+    ("unknown, offering both", {}, V2_READ | {"protocol_version": V7, "supported_versions": [V1, V2]}, {"protocol_version": V2}),
+    ("unknown, offering only unknown", {}, V2_READ | {"protocol_version": V7, "supported_versions": [V7]}, refused("no_common_version", side="server")),
+    ("unknown, offering nothing", {}, V2_READ | {"protocol_version": V7, "supported_versions": []}, refused("no_common_version")),
+    ("unknown, offer not a list", {}, {"protocol_version": V7, "supported_versions": V2}, refused("malformed_version", pointer="/supported_versions")),
+    ("unknown, offer of no names", {}, {"protocol_version": V7, "supported_versions": [1]}, refused("malformed_version")),
+    ("unknown, offer too long", {}, {"protocol_version": V7, "supported_versions": [V2] * 65}, refused("malformed_version")),
+    ("unknown, no fallback", {"fallback": None}, V2_READ | {"protocol_version": V7}, refused("unsupported_version", supported=[V2, V1])),
+    ("unknown in the wild", {}, {"protocol_version": "inbetweenies-v1-stream"}, {"protocol_version": V1}),
+    ("unknown in upper case", {}, {"protocol_version": "INBETWEENIES-V2"}, {"protocol_version": V1}),
+    ("unknown with spaces", {}, {"protocol_version": " "}, {"protocol_version": V1}),
+    ("grease, read", {}, {"protocol_version": GREASE}, {"protocol_version": V1}),
+    ("grease, write", {}, V2_PUSH | {"protocol_version": GREASE}, refused("body_not_valid_for_version")),
+    ("grease among the offer", {}, V2_READ | {"protocol_version": GREASE, "supported_versions": [GREASE, V2]}, {"protocol_version": V2}),
+    ("null", {}, {"protocol_version": None}, refused("malformed_version", got="null")),
+    ("number", {}, {"protocol_version": 2}, refused("malformed_version", got="a number")),
+    ("boolean", {}, {"protocol_version": True}, refused("malformed_version")),
+    ("array", {}, {"protocol_version": [V2]}, refused("malformed_version")),
+    ("object", {}, {"protocol_version": {}}, refused("malformed_version")),
+    ("empty", {}, {"protocol_version": ""}, refused("malformed_version")),
+    ("65 characters", {}, {"protocol_version": "x" * 65}, refused("malformed_version")),
+    ("64 characters", {}, {"protocol_version": "x" * 64}, {"protocol_version": V1}),
+    ("a megabyte", {}, {"protocol_version": "x" * 10**6}, refused("malformed_version")),
+    ("control character", {}, {"protocol_version": V2 + "\n"}, refused("malformed_version")),
+    ("other digits", {}, {"protocol_version": "inbetweenies-v２"}, refused("malformed_version")),
+    ("disabled, write", {"disabled": [V2]}, V2_PUSH, refused("version_disabled", supported=[V1], status=400)),
+    ("disabled, read", {"disabled": [V2]}, V2_READ, refused("version_disabled", retry="renegotiate")),
+    ("disabled, read offering v1", {"disabled": [V2]}, V2_READ | {"supported_versions": [V2, V1]}, {"protocol_version": V1}),
+    ("disabled, write offering v1", {"disabled": [V2]}, V2_PUSH | {"supported_versions": [V1]}, refused("version_disabled")),
+    ("disabled v1, none named", {"disabled": [V1]}, V1_PUSH, refused("version_required")),
+    ("retired", {"retired": [V1]}, {"protocol_version": V1}, refused("version_retired", status=410)),
+    ("v2 only, server without v2", {"retired": [], "disabled": [], "only": V1}, V2_READ | {"supported_versions": [V2]}, refused("no_common_version", side="server")),
+    ("v2, body of another shape", {}, {"protocol_version": V2, "device_id": 1}, refused("malformed_body")),
+    ("v2, missing field", {}, {"protocol_version": V2}, refused("malformed_body")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "body", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_each_case_is_served_or_refused_as_specified(settings: Any, body: Any, expected: dict[str, Any]) -> None:
+    settings = dict(settings)
+    only = settings.pop("only", None)
+    peer = Peer(**settings)
+    if only:
+        peer.fallback.handlers = {only: peer.fallback.handlers[only]}
+    before = peer.digest()
+    told = peer.ask(body)
+
+    assert expected == {key: told.get(key) for key in expected}
+    if "code" in expected:
+        assert "error" in told
+        assert before == peer.digest()
+    else:
+        assert "error" not in told
+
+
+def test_a_fallback_says_what_was_asked_what_was_served_and_why() -> None:
+    told = Peer().ask({"protocol_version": V7, "device_id": "d"})["negotiation"]
+
+    assert (V7, V1, "fallback", [V2, V1]) == tuple(told[key] for key in ("requested", "served", "source", "supported"))
+    assert told["reason"]
+
+
+def test_an_offer_says_so_too_and_an_exact_version_needs_no_word() -> None:
+    peer = Peer()
+
+    assert "offer" == peer.ask(V2_READ | {"protocol_version": V7, "supported_versions": [V2]})["negotiation"]["source"]
+    assert "negotiation" not in peer.ask(V2_READ)
+    assert "negotiation" not in peer.ask({"protocol_version": V1})
+    assert "protocol_version" not in peer.ask({"type": "sync_request", "client_id": "c"})
+
+
+def test_a_write_in_an_unknown_version_that_is_a_v1_push_lands_in_the_graph() -> None:
+    peer = Peer()
+    told = peer.ask(V1_PUSH | {"protocol_version": V7})
+    graph = peer.ask(V2_READ)["changes"]
+
+    assert ["applied"] == [entry["status"] for entry in told["applied"]]
+    assert {"home", "lamp", "room"} == {change["entity"]["id"] for change in graph}
+
+
+@pytest.mark.parametrize(("header", "code"), [(V1, "version_conflict"), ("", "malformed_version"), (V2, None)])
+def test_a_header_must_agree_with_the_body(header: str, code: str | None) -> None:
+    reply = run(Peer().fallback.handle(msgspec.json.encode(V2_READ), context=CONTEXT, header=header))
+
+    assert code == msgspec.json.decode(reply.body).get("code")
+
+
+def test_a_header_alone_names_the_version() -> None:
+    body = dict(V2_READ)
+    del body["protocol_version"]
+    reply = run(Peer().fallback.handle(msgspec.json.encode(body), context=CONTEXT, header=V2))
+
+    assert (200, V2) == (reply.status, reply.served)
+
+
+def test_handlers_may_be_changed_at_any_time() -> None:
+    class Echo:
+        async def process(self, request: dict[str, Any]) -> dict[str, Any]:
+            return {"echo": request["word"]}
+
+    peer = Peer()
+    peer.fallback.handlers["inbetweenies-v9"] = Echo()
+
+    assert {"echo": "hi"} == peer.ask({"protocol_version": "inbetweenies-v9", "word": "hi"})
+    del peer.fallback.handlers["inbetweenies-v9"]
+    assert V1 == peer.ask({"protocol_version": "inbetweenies-v9"})["protocol_version"]
+    del peer.fallback.handlers[V2]
+    assert "body_not_valid_for_version" == peer.ask(V2_PUSH)["code"]
+
+
+@pytest.mark.parametrize("body", [{"a": float("nan")}, {"a": object()}, {1: {2: {3}}}])
+def test_a_dict_that_is_no_json_is_refused_as_an_answer(body: Any) -> None:
+    assert "malformed_body" == Peer().ask(body)["code"]
+
+
+def test_a_dict_that_is_a_circle_or_bottomless_is_refused_as_an_answer() -> None:
+    circle: dict[str, Any] = {}
+    circle["circle"] = circle
+    deep: dict[str, Any] = {}
+    for _ in range(100_000):
+        deep = {"deeper": deep}
+
+    assert "malformed_body" == Peer().ask(circle)["code"]
+    assert "malformed_body" == Peer().ask(deep)["code"]
+
+
+@given(st.one_of(st.binary(), st.text().map(str.encode), st.from_regex(r'\{"protocol_version": ?.{0,40}\}').map(str.encode)))
+def test_any_bytes_are_served_or_refused_in_a_kilobyte(body: bytes) -> None:
+    reply = run(ProtocolFallback().handle(body, context=CONTEXT))
+    told = msgspec.json.decode(reply.body)
+
+    assert (reply.status == 200) == ("error" not in told)
+    assert reply.status in (200, 400)
+    if reply.status == 400:
+        assert len(reply.body) <= PROBLEM_BYTES_MAX
+        assert told["code"] in reply.notice  # type: ignore[operator]
+
+
+def test_a_store_that_cannot_is_told_as_unavailable() -> None:
+    class Busy(MemoryStore):
+        def transaction(self, graph: str, *, write: bool) -> Any:
+            raise StoreBusy("later")
+
+    reply = run(ProtocolFallback(Busy()).handle(msgspec.json.encode(V2_READ), context=CONTEXT))
+
+    assert (503, "unavailable") == (reply.status, msgspec.json.decode(reply.body)["code"])
+
+
+@pytest.mark.parametrize(("handler", "request_"), [(V1ProtocolHandler, V1_PUSH), (V2ProtocolHandler, V2_PUSH)])
+def test_a_handler_serves_its_own_version_from_a_dict(handler: type[ProtocolHandler], request_: Any) -> None:
+    answer = run(handler().process(request_))
+
+    assert 1 <= len(answer["applied"])
+    with pytest.raises(RemoteProtocolError):
+        run(handler().process({"changes": 7}))
+
+
+def test_a_handler_of_no_wire_version_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(LocalProtocolError, match="inbetweenies-v2"):
+        ProtocolHandler()
+
+
+def test_the_newest_version_is_the_best() -> None:
+    assert [V2, V1] == list(load())
+    assert (V2, V1) == ProtocolFallback().registry.accepted

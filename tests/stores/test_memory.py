@@ -1,0 +1,203 @@
+"""`MemoryStore` against the contract, and in the random runs against a model so naive that it is read at a glance."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+from msgspec.structs import replace
+
+from inbetweenies.errors import LocalProtocolError, StoreBusy
+from inbetweenies.model import Device, Head, Held, Reads, Row, Writes
+from inbetweenies.store import Store, Transaction
+from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
+from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
+
+
+class ListStore:
+    """Every snapshot of a graph is a list of rows, and every question a walk over all of it."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[str, tuple[Head, list[Row], dict[str, Device]]] = {}
+        self.hints: dict[tuple[str, str], Device] = {}
+
+    def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[Transaction]:
+        return self.block(graph, write)
+
+    @asynccontextmanager
+    async def block(self, graph: str, write: bool) -> AsyncIterator[Transaction]:
+        head, rows, devices = self.graphs.setdefault(graph, (Head(epoch="e"), [], {}))
+        tx = ListTransaction(head, list(rows), dict(devices), {d: h for (g, d), h in self.hints.items() if g == graph})
+        yield tx
+        if write:
+            self.graphs[graph] = (tx.head, tx.rows, tx.devices)
+            for device in tx.told:
+                self.hints.pop((graph, device), None)
+        else:
+            self.hints.update({(graph, device): value for device, value in tx.told.items()})
+
+    async def close(self) -> None:
+        pass
+
+    def copy(self) -> ListStore:
+        other = ListStore()
+        other.graphs = dict(self.graphs)
+        return other
+
+
+class ListTransaction:
+    def __init__(self, head: Head, rows: list[Row], devices: dict[str, Device], hints: dict[str, Device]) -> None:
+        self.head, self.rows, self.devices, self.hints = head, rows, devices, hints
+        self.told: dict[str, Device] = {}
+
+    async def write(self, writes: Writes) -> None:
+        ends = dict(writes.closed)
+        self.rows = [replace(row, until=ends.get(row.seq, row.until)) for row in [*self.rows, *writes.rows]]
+        versions = [(row.kind, row.id, row.version) for row in self.rows]
+        if len(set(versions)) < len(versions):
+            raise LocalProtocolError("a version twice")
+        self.head = writes.head or self.head
+        if writes.device is not None:
+            self.told[writes.device[0]] = self.devices[writes.device[0]] = writes.device[1]
+
+    async def read(self, reads: Reads) -> Held:
+        at = self.head.seq if reads.as_of is None else reads.as_of
+        seen = [row for row in self.rows if row.seq <= at and (row.until is None or row.until > at)]
+        things = [row for row in seen if row.kind == "entity"]
+        edges = sorted((row for row in seen if row.kind == "edge"), key=lambda row: row.id)
+        span = reads.span
+        old = [row for row in self.rows if row.kind == "entity"]
+        stamps = [row.seq for row in self.rows if reads.stamp is not None and row.stamp <= reads.stamp]
+        return Held(
+            head=self.head,
+            entities={row.id: row for row in things if row.id in reads.entities},
+            edges={row.id: row for row in edges if row.id in reads.edges},
+            versions={key: row for row in self.rows if (key := (row.kind, row.id, row.version)) in reads.versions},
+            history={id_: found for id_ in reads.history if (found := tuple(row for row in old if row.id == id_))},
+            edges_from={id_: tuple(row for row in edges if row.from_id == id_) for id_ in reads.edges_from},
+            edges_to={id_: tuple(row for row in edges if row.to_id == id_) for id_ in reads.edges_to},
+            types=tuple(sorted((row for row in things if row.entity_type in reads.types), key=_age)),
+            chains={seq: chain for seq, chain in self.chains() if seq in reads.chains},
+            stamp_seq=max(stamps, default=0),
+            device=self.device(reads.device),
+            span=tuple([row for row in seen if span.after < row.seq <= span.upto][: span.rows]) if span else (),
+            listing=tuple(sorted((row.id, row.version) for row in things)) if reads.listing else (),
+        )
+
+    def chains(self) -> Iterable[tuple[int, bytes]]:
+        return [(0, bytes(16)), *((row.seq, row.chain) for row in self.rows)]
+
+    def device(self, name: str | None) -> Device | None:
+        known = [kept[name] for kept in (self.devices, self.hints) if name in kept and name not in self.told]
+        if name in self.told:
+            known = [self.told[name]]
+        if not known:
+            return None
+        return Device(served=max(one.served for one in known), acked=max(one.acked for one in known))
+
+
+def _age(row: Row) -> tuple[int, str]:
+    return row.born, row.id
+
+
+class TestMemoryStore(StoreTests):
+    def make_store(self) -> MemoryStore:
+        return MemoryStore()
+
+    def reopen(self, store: Store) -> MemoryStore:
+        assert isinstance(store, MemoryStore)
+        return store.copy()
+
+    def make_model(self) -> ListStore:
+        return ListStore()
+
+
+def test_epochs_can_be_made_repeatable() -> None:
+    numbers = itertools.count()
+    store = MemoryStore(lambda: f"{next(numbers):016x}")
+
+    assert f"{0:016x}" == run(read(store, "a", Reads())).head.epoch
+    assert f"{1:016x}" == run(read(store, "b", Reads())).head.epoch
+
+
+def test_random_epochs_are_16_hexadecimal_digits() -> None:
+    epoch = run(read(MemoryStore(), "g", Reads())).head.epoch
+
+    assert 16 == len(epoch)
+    assert 0 <= int(epoch, 16)
+
+
+def test_writers_of_different_graphs_may_overlap() -> None:
+    async def script(store: MemoryStore) -> None:
+        async with store.transaction("a", write=True):
+            await commit(store, "b", entity("e1"))
+
+    run(script(MemoryStore()))
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    store = MemoryStore()
+    run(commit(store, "g", entity("e1", "v1")))
+    block = store.transaction("g", write=True)
+    writer = run(block.__aenter__())
+    held = run(writer.read(Reads()))
+    run(writer.write(Writes(head=replace(held.head, epoch="f"), device=("phone", Device(served=1)))))
+    before = run(read(store, "g", everything(("e1", "e2"))))
+    copy = store.copy()
+    run(block.__aexit__(None, None, None))
+    run(commit(store, "g", entity("e1", "v2")))
+
+    assert before == run(read(copy, "g", everything(("e1", "e2"))))
+    run(commit(copy, "g", entity("e2", "v1")))
+    assert [("e1", "v2")] == list(run(read(store, "g", Reads(listing=True))).listing)
+
+
+def test_hints_are_bounded_and_the_newest_are_kept() -> None:
+    hints = DeviceHints(size=2)
+    for device in ("a", "b", "a", "c"):
+        hints.keep("g", device, Device(served=1))
+
+    assert [True, False, True] == [hints.over("g", device, None) is not None for device in "abc"]
+
+
+def test_a_writer_waits_for_another_thread_only_so_long() -> None:
+    import threading
+
+    gate = WriterGate(timeout_ms=1)
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        gate.enter()
+        inside.set()
+        done.wait()
+        gate.leave()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    with pytest.raises(StoreBusy, match="0.001 s"):
+        gate.enter()
+    done.set()
+    thread.join()
+    gate.enter()
+
+
+def test_importing_the_stores_loads_no_database() -> None:
+    import subprocess
+
+    code = (
+        "import sys, inbetweenies.stores as s; print('sqlite3' in sys.modules, s.MemoryStore, 'sqlite3' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "False <class 'inbetweenies.stores.memory.MemoryStore'> False" == told.strip()
+
+
+def test_only_stores_are_exported_lazily() -> None:
+    import inbetweenies.stores
+
+    with pytest.raises(AttributeError, match="NoStore"):
+        _ = inbetweenies.stores.NoStore
