@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -54,9 +55,15 @@ def line(text: str) -> str:
 def shortened(ids: Iterable[str]) -> dict[str, str]:
     """Each id to its shortest beginning that tells it from the others, of at least `SHORT_MIN` characters."""
     ordered = sorted(set(ids))
-    shared = [len(os.path.commonprefix(pair)) for pair in zip(ordered, ordered[1:], strict=False)]
-    needed = [max(before, after) + 1 for before, after in zip([0, *shared], [*shared, 0], strict=True)]
-    return {id_: id_[: max(SHORT_MIN, need)] for id_, need in zip(ordered, needed, strict=False)}
+    # Beginnings are shared most with a neighbour in the order.
+    shared = [_shared(one, other) for one, other in pairwise(["", *ordered, ""])]
+    return {id_: id_[: max(SHORT_MIN, *ends)] for id_, ends in zip(ordered, pairwise(shared), strict=True)}
+
+
+def _shared(one: str, other: str) -> int:
+    """At which character, counted from 1, two texts part."""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return sum(1 for _ in pairs) + 1
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -218,14 +225,12 @@ class Screen:
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
     def _document(self, document: dict[str, Any]) -> None:
-        # JSON between programs is UTF-8 (RFC 8259), whatever the terminal's encoding. Text that UTF-8 cannot hold,
-        # which a file name of this system may be, is escaped.
         text = json.dumps(document, ensure_ascii=False)
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:
-            data = json.dumps(document).encode()
-        click.echo(data)
+        if not text.isprintable():
+            # Only inside of strings; JSON may hold it as it is, a terminal would obey it.
+            text = "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+        # JSON between programs is UTF-8 (RFC 8259), whatever the encoding of the terminal.
+        click.echo(text.encode())
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -178,6 +178,7 @@ def refused(status: int, body: bytes = b"", *, retry_after: float | None = None,
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------
 
+_HOST: Final = re.compile(rb"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -200,8 +201,9 @@ def _checked(url: str) -> httpx.URL:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, TypeError, ValueError):
         parsed = httpx.URL("")
-    # Nothing of `url` is told: people paste tokens into it.
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    # Nothing of `url` is told: people paste tokens into it. The library takes nearly anything for a host.
+    host = _HOST.fullmatch(parsed.raw_host) is not None and 0 < (parsed.port or 80) < 2**16
+    if parsed.scheme not in ("http", "https") or not host:
         raise LocalProtocolError(
             "expected the server's address as https://host or https://host:port; got something else"
         )
@@ -446,7 +448,9 @@ def _inflate(inflater: Any, chunk: bytes, body: bytearray, most: int, where: str
         raise BadAnswer(expected="gzip data", got="bytes that are none", where=where) from error
 
 
-_JSON: Final = re.compile(r"application/(?:json|[a-z0-9.-]{1,64}\+json)\s*(?:;\s*charset\s*=\s*\"?utf-?8\"?\s*)?", re.I)
+_JSON: Final = re.compile(
+    r"application/(?:json|[a-z0-9.-]{1,64}\+json)\s*(?:;\s*charset\s*=\s*\"?utf-?8\"?\s*)?", re.IGNORECASE
+)
 
 
 def _is_json(media: str) -> bool:
@@ -470,16 +474,12 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 def _redirected(response: httpx.Response, where: str) -> Refused:
     """A redirect could carry the token and the data elsewhere; a person decides. The target is a peer's text."""
-    here = response.request.url
+    here, there = response.request.url, response.next_request
     to = "another place"
-    try:
-        target = here.join(response.headers.get("location", ""))
-        if target.host == here.host:
-            to = "https on the same host" if (here.scheme, target.scheme) == ("http", "https") else "the same host"
-        elif target.host:
-            to = "another host"
-    except (httpx.InvalidURL, ValueError):
-        pass
+    if there is not None and there.url.host == here.host:
+        to = "https on the same host" if (here.scheme, there.url.scheme) == ("http", "https") else "the same host"
+    elif there is not None:
+        to = "another host"
     advice = "Redirects are not followed: connect to the address that is meant."
     return Refused(
         status=response.status_code, code="redirected", detail=f"it redirects to {to}", where=where, advice=advice
@@ -507,7 +507,7 @@ def _unreachable(error: httpx.HTTPError, where: str) -> Unreachable:
     )
     got = next((text for kind, text in kinds if isinstance(error, kind)), "none")
     return Unreachable(
-        f"{where}: expected an answer; got {got}. Nothing is lost here; check the network and the server, and try again."
+        f"{where}: expected an answer; got {got}. Nothing is lost here; check the network and try again."
     )
 
 

@@ -3,7 +3,7 @@
 A token is the text ``ib1_<key id>_<secret>``: the prefix lets secret scanners find a leaked one, the key id is public
 and finds the row, the secret is 256 random bits. Only the SHA-256 of the whole text is kept, so nobody who reads the
 database can speak as anybody. A token belongs to one graph and one user: what a body says about who sent it is only
-ever a label (PROTOCOL 7.2).
+ever a label (PROTOCOL 7.3).
 
 Times are whole microseconds since 1970 UTC. `mint`, `judge` and `bearer` are pure.
 """
@@ -47,7 +47,7 @@ _BEARER: Final = re.compile(rb"bearer +(\S.*)", re.IGNORECASE | re.DOTALL)
 
 
 class Principal(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 7.2: who a token speaks for. Nothing in a request body can change it."""
+    """PROTOCOL 7.1: who a token speaks for. Nothing in a request body can change it."""
 
     graph: str
     user: str
@@ -130,7 +130,7 @@ def key_id_of(secret: bytes) -> str | None:
 
 
 def judge(secret: bytes, kept: tuple[bytes, TokenInfo] | None, now: int) -> Principal | None:
-    """PROTOCOL 7.3: who `secret` speaks for, given what is kept under its key id.
+    """PROTOCOL 7.2: who `secret` speaks for, given what is kept under its key id.
 
     Does the same work for every token, so that the time it takes tells nobody which key ids exist.
     """
@@ -371,7 +371,7 @@ def _border(doing: str) -> Iterator[None]:
 
 
 class Failures:
-    """PROTOCOL 7.4: after `most` failures within `window_us` a source waits. Per source, so nobody locks out another.
+    """After `most` failures within `window_us` a source waits. Per source, so nobody locks out another.
 
     Holds the newest `sources_max` sources, so that it cannot grow. Not for sharing between threads.
     """

@@ -136,10 +136,8 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
 def _remark(db: Path, host: str, *, no_auth: bool, door: bool) -> None:
     """What whoever starts a server should know, on standard error."""
     if not no_auth and not door:
-        click.echo(
-            f"no tokens yet; make one with: inbetweenies token create --db {quote(str(db))} --graph default --user NAME",
-            err=True,
-        )
+        how = f"inbetweenies token create --db {quote(str(db))} --graph default --user NAME"
+        click.echo(f"no tokens yet; make one with: {how}", err=True)
     if not _is_loopback(host):
         click.echo("this speaks plain HTTP: put a TLS proxy in front, or tokens can be read on the way", err=True)
     if stat.S_IMODE(db.stat().st_mode) & 0o077:

@@ -204,8 +204,8 @@ def decide(
 ) -> Decision:
     """PROTOCOL 4.4 to 4.7 and 6: what becomes of every pushed item, as one commit.
 
-    `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's clock in
-    microseconds; it is only ever used through `max(now, last stamp + 1)`.
+    `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's
+    clock in microseconds; it is only ever used through `max(now, last stamp + 1)`.
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
@@ -590,7 +590,7 @@ def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | No
 
 
 def start_of(request: SyncRequest, held: Held) -> tuple[int, bool]:
-    """PROTOCOL 4.3: the seq after which the peer lacks rows, and whether its cursor turned out not to be of this log."""
+    """PROTOCOL 4.3: the seq after which the peer lacks rows, and whether its cursor is not of this log."""
     head = held.head
     cursor = request.cursor
     if cursor is not None:

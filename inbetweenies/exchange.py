@@ -51,9 +51,7 @@ class Router(Protocol):
         """Raises `RemoteProtocolError`; then nothing of the body was applied or acknowledged (PROTOCOL 1, law 11)."""
 
 
-async def respond(
-    body: bytes, *, router: Router, context: Context, path: str = "", header: str | None = None
-) -> Reply:
+async def respond(body: bytes, *, router: Router, context: Context, path: str = "", header: str | None = None) -> Reply:
     """One request, served: what a peer sent in, what it is told out.
 
     Raises:

@@ -69,10 +69,7 @@ def later(local: Side, remote: Side) -> tuple[bool, str]:
             return True, "remote has newer timestamp"
         return False, "local has newer timestamp"
     # A time that the server made up must not beat one that a person's clock gave.
-    if local.timed != remote.timed:
-        wins = remote.timed
-    else:
-        wins = remote.version > local.version
+    wins = remote.timed if local.timed != remote.timed else remote.version > local.version
     return wins, f"timestamps within 1s, {'remote' if wins else 'local'} has greater version"
 
 

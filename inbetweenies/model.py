@@ -423,14 +423,14 @@ def uuid5(namespace: str, name: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-# PROTOCOL 3.2. `fromisoformat` alone is far too lenient (week dates, any separator), `$` admits a newline, `\d` is not ASCII.
+# PROTOCOL 3.2. `fromisoformat` is far too lenient (week dates, any separator), `$` admits a newline, `\d` other digits.
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]{1,9}))?)?"
     r"(Z|z|[+-][0-9]{2}:?[0-9]{2})?"
 )
 
 
-# A version is the time of the edit, then nothing or a dash; backtracking tells "-0004" the counter from "-0004" the zone.
+# A version is the time of the edit, then nothing or a dash.
 _EDIT = re.compile(f"(?:{_TIME.pattern})(?:-|\\Z)")
 
 

@@ -72,9 +72,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
-def choose(
-    requested: str | None, offer: tuple[str, ...] | None, *, has_changes: bool, registry: Registry
-) -> Choice:
+def choose(requested: str | None, offer: tuple[str, ...] | None, *, has_changes: bool, registry: Registry) -> Choice:
     """PROTOCOL 5.3, 5.4: the wire version in which a body is read.
 
     Args:

@@ -327,9 +327,7 @@ def absorb(answer: Answer, sent: tuple[Pending, ...], state: State, local: Local
 
 def restart(state: State) -> State:
     """A state that pulls everything again and then offers whatever it was not told (PROTOCOL 10.6)."""
-    return replace(
-        state, cursor=None, since=None, page=None, page_since=None, round=state.round + 1, restarting=True
-    )
+    return replace(state, cursor=None, since=None, page=None, page_since=None, round=state.round + 1, restarting=True)
 
 
 class _Work:

@@ -87,9 +87,7 @@ class ProtocolHandler:
         answer: dict[str, Any] = _decode(await self.serve(message, context))
         return answer
 
-    async def serve(
-        self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET
-    ) -> bytes:
+    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
         """Serve a decoded message and return the encoded answer (see `exchange.serve`)."""
         return await exchange.serve(
             self.wire,
@@ -203,9 +201,7 @@ class ProtocolFallback:
         answer: dict[str, Any] = _decode((await self.handle(body, context=context)).body)
         return answer
 
-    async def handle(
-        self, body: bytes, *, context: Context, path: str = "", header: str | None = None
-    ) -> Reply:
+    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
         """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do."""
         try:
             return await exchange.respond(body, router=self, context=context, path=path, header=header)
@@ -268,9 +264,7 @@ class _DictHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
-    async def serve(
-        self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET
-    ) -> bytes:
+    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
         answer = await self._handler.process(message)
         return _dict_bytes(answer)
 

@@ -69,7 +69,9 @@ def at(seconds: float, user: str = "ann", counter: int = 0) -> str:
 class Server:
     """A graph behind the engine, without any wire version."""
 
-    def __init__(self, store: Store | None = None, *, policy: Policy | None = None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: Store | None = None, *, policy: Policy | None = None, limits: Limits | None = None
+    ) -> None:
         self.store = store or MemoryStore()
         self.policy = policy or Policy()
         self.limits = limits or Limits()

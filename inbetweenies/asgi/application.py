@@ -262,7 +262,7 @@ class App:
     # --- who speaks, and how much
 
     def _principal(self, call: Call) -> Principal:
-        """PROTOCOL 7.2, 7.3: who the token speaks for. Asked before anything of the body is read."""
+        """PROTOCOL 7.1, 7.2: who the token speaks for. Asked before anything of the body is read."""
         if not self.auth:
             return Principal(graph=self._graph, user="local", role="admin")
         secret = bearer(call.headers.get(b"authorization", b""))
@@ -341,7 +341,7 @@ class App:
     # --- sync
 
     async def _sync(self, call: Call) -> Answer:
-        """PROTOCOL 2.1: one message of any wire version."""
+        """PROTOCOL 4: one message of any wire version, to its path or to the common one."""
         principal = self._principal(call)
         body = await self._body(call, self.router.limits.body_bytes_max)
         path = SYNC if call.path == "/api/v1/sync" else call.path
@@ -360,7 +360,7 @@ class App:
         return Answer(reply.status, reply.body, headers, reply.served)
 
     async def _status(self, call: Call) -> Answer:
-        """``server_time`` is the stamp of the newest commit, so no commit to come is at or before it (PROTOCOL 4.3)."""
+        """``server_time`` is the stamp of the newest commit, so none to come is at or before it (PROTOCOL 4.2)."""
         principal = self._principal(call)
         device = parse_qs(call.scope.get("query_string", b"").decode("latin-1")).get("device_id", [None])[0]
         held = await self._work(lambda: self._held(principal, Reads()))
@@ -427,7 +427,7 @@ class App:
         return ok({"name": "inbetweenies", "version": release(), "status": "ready"})
 
     async def _discovery(self, call: Call) -> Answer:
-        """PROTOCOL 5.10: which wire versions are served, to anybody who asks."""
+        """PROTOCOL 2.5, 5.2: which wire versions are served and within which bounds, for anybody who asks."""
         registry = self.router.registry
         accepted = registry.accepted
         wires = [getattr(handler, "wire", None) for handler in self.router.handlers.values()]
@@ -472,7 +472,7 @@ class App:
         )
 
     async def _login(self, call: Call) -> Answer:
-        """PROTOCOL 7.4: a password for a token of seven days. Ten wrong ones a minute make a source wait."""
+        """A password for a token of seven days. Ten wrong ones a minute make a source wait."""
         source = source_of((call.scope.get("client") or ("",))[0])
         self._slow_down(source)
         body = await self._body(call, LOGIN_BYTES_MAX)
@@ -509,7 +509,7 @@ _login = msgspec.json.Decoder(Login)
 
 
 def _version_out(row: Row) -> dict[str, Any]:
-    """PROTOCOL 9.11: a row version as deployed servers tell it, times naive; what is ours is added."""
+    """PROTOCOL 9.3: a row version as deployed servers tell it, times naive; what is ours is added."""
     entity = row.entity()
     at = format_time(row.stamp, naive=True)
     return {
@@ -530,7 +530,7 @@ def _version_out(row: Row) -> dict[str, Any]:
 
 
 def _edge_out(row: Row) -> dict[str, Any]:
-    """PROTOCOL 9.11: an edge as deployed servers tell it, times naive; its version is added."""
+    """PROTOCOL 9.4: an edge as deployed servers tell it, times naive; its version is added."""
     edge = row.relationship()
     return {
         "id": edge.id,

@@ -190,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
         expected = f"headers of at most {self.bounds.header_bytes_max} bytes and {self.bounds.headers_max} fields"
         self._refuse(431, "headers_too_large", expected, "more")
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - its words name the parser
+    def send_400_response(self, msg: str) -> None:
         self._refuse(400, "malformed_request", "HTTP/1.1", "something else")
 
     def _refuse(self, status: int, code: str, expected: str, got: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -263,13 +264,25 @@ class _File:
         """Make the file if there is none, and refuse one that is not ours."""
         if sqlite3.sqlite_version_info < (3, 37):
             raise StoreError(f"expected SQLite 3.37 or newer, for STRICT tables; got {sqlite3.sqlite_version}")
-        with _OPENING, _border("open the store"):
+        with _OPENING:
             try:
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             except FileExistsError:
                 pass
             except OSError as error:
                 raise StoreError(f"could not make the file of the store: {error.strerror}") from error
+            deadline = time.monotonic() + self._busy_timeout_ms / 1000
+            while True:
+                try:
+                    return self._open()
+                except StoreBusy:
+                    # Two processes that make one file get in each other's way where SQLite itself does not wait.
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.005)
+
+    def _open(self) -> None:
+        with _border("open the store"):
             connection = self._connect()
             try:
                 _prepare(connection)
@@ -320,7 +333,9 @@ class _File:
 
 def _prepare(connection: sqlite3.Connection) -> None:
     # Looked at before anything is changed: the file may be somebody else's.
+    connection.execute("BEGIN")
     new = _is_new(connection)
+    connection.execute("COMMIT")
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
     if not new:
@@ -334,9 +349,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Whether the file is empty; False if it is ours. Raises `StoreError` if it is neither."""
+    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
-    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if (application, version, objects) == (0, 0, 0):
         return True
     if application != APPLICATION_ID:

@@ -96,6 +96,11 @@ class World(NamedTuple):
     batch: int
 
 
+def short(text: str) -> str:
+    """An id or a version in a line for people: without the date, and not too long."""
+    return ascii(text[11:] if text[10:11] == "T" else text)[1:-1][:40]
+
+
 class PowerCut(Exception):
     """The machine of a client stopped in the middle of something."""
 
@@ -250,7 +255,8 @@ class _V2(Client):
             # Legal JSON that cannot be stored: the server must refuse this row and nothing else.
             row = replace(row, version=row.version + "\u0001")
         self.keep(row)
-        return f"{act.verb} {act.thing[:6]} as {row.version[11:]} after {[parent[11:] for parent in row.parent_versions]}"
+        after = ", ".join(short(parent) for parent in row.parent_versions[-3:])
+        return f"{act.verb} {short(act.thing)} as {short(row.version)} after [{after}]"
 
 
 class _Image(msgspec.Struct):
@@ -302,7 +308,7 @@ class ReplicaStore:
         image.pointers[row.key] = replace(pointer, ours=row.version)
 
     def pending(self) -> list[Pending]:
-        """What waits, oldest first; what the server has refused already stands behind the rest, so as not to stop it."""
+        """What waits, oldest first; what was refused already stands behind the rest, so as not to stop it."""
         return sorted(self.image.pending.values(), key=lambda item: (item.note is not None, item.n))
 
     def visible(self, key: Key) -> Copy | None:
@@ -412,7 +418,7 @@ class ModernV2(_V2):
             user_id=self.user,
         )
         self.store.edit(replica.copy_of(edge))
-        return f"{act.verb} {edge.id} as {edge.version[11:]}"
+        return f"{act.verb} {edge.id} as {short(edge.version)}"
 
     def begin(self) -> str:
         return "sync"
@@ -437,6 +443,10 @@ class ModernV2(_V2):
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
         for row in forgotten:
             self.done.append(Done(msgspec.json.decode(row.body, type=Entity if row.kind == "entity" else Relationship)))
+        for item in self.sent:
+            left = self.store.image.pending.get(item.n)
+            if left is not None and left.note is None:
+                self.world.broken("3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer}")
         self.check()
         return "sync" if not absorbed.drained or self._unsent() else ""
 
@@ -685,14 +695,14 @@ class KittenKong(DeployedV2):
 
 # --- v1 -----------------------------------------------------------------------------------------------------------
 
-#: Record types: plural as asked for -> (singular as sent, the thing of `THINGS` it stands for).
-_RECORDS: Final[Mapping[str, str]] = {"home": "home", "room": "room", "lamp": "accessory", "hub": "accessory",
-                                      "ann": "user", "cabin": "home"}  # fmt: skip
+#: The records that stand for `THINGS`; the others have none.
+_RECORDS: Final[Mapping[str, str]] = {
+    "home": "home", "lamp": "accessory", "room": "room", "ann": "user", "hub": "accessory", "cabin": "home",
+}  # fmt: skip
 _PLAIN: Final[Mapping[str, Body]] = {
     "home": {"is_primary": False},
-    "room": {"home_id": "home"},
+    "room": {},
     "accessory": {
-        "home_id": "home",
         "manufacturer": None,
         "model": None,
         "serial_number": None,
@@ -702,20 +712,14 @@ _PLAIN: Final[Mapping[str, Body]] = {
         "is_bridge": False,
         "bridge_id": None,
     },
-    "user": {"home_id": "home", "is_administrator": False, "is_owner": False, "remote_access_allowed": True},
+    "user": {"is_administrator": False, "is_owner": False, "remote_access_allowed": True},
 }
 #: The fields that a person changes, with the values a program writes.
 _EDITABLE: Final[Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
     "home": (("is_primary", (True, False)),),
-    "room": (("home_id", ("home", "cabin")),),
-    "accessory": (
-        ("manufacturer", V1_TEXTS),
-        ("is_reachable", (True, False)),
-        ("home_id", ("home", "cabin")),
-        ("model", V1_TEXTS),
-        ("bridge_id", ("hub", None)),
-    ),
-    "user": (("is_owner", (True, False)), ("home_id", ("home", "cabin"))),
+    "room": (("name", NAMES[:4]),),
+    "accessory": (("manufacturer", V1_TEXTS), ("is_reachable", (True, False)), ("model", V1_TEXTS)),
+    "user": (("is_owner", (True, False)),),
 }
 
 
@@ -723,8 +727,8 @@ class V1(Client):
     """The v1 client as deployed: request, push, ack, with whole records.
 
     It keeps a pulled record only if that is newer by its `updated_at`, even over an edit that waits; it clears an edit
-    when the push's answer says ``applied``; its watermark is its own clock. `lost` holds the records whose waiting
-    edit a newer pulled record has written over.
+    when the push's answer says ``applied``, even if the record was edited since (then it is in `stray`); its watermark
+    is its own clock.
     """
 
     kind = "v1"
@@ -738,7 +742,8 @@ class V1(Client):
         self.marks: dict[tuple[str, str], set[str]] = {}
         self.last_sync: str | None = None
         self.attempts = 0
-        self.sent: dict[str, tuple[tuple[str, str], Body]] = {}
+        self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
+        self.stray: set[tuple[str, str]] = set()
 
     # a person
 
@@ -749,26 +754,32 @@ class V1(Client):
         key = (type_, act.thing)
         before = self.records.get(key)
         time = format_time(self.now, naive=True)
+        stamps = {"created_at": time, "updated_at": time, "sync_id": None}
+        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
         if before is None:
-            if act.verb != "create":
+            if act.verb != "create" or (type_ != "home" and not homes):
                 return None
-            record = {"id": act.thing, "name": NAMES[act.value % 3], **_PLAIN[type_]}
-            record |= {"created_at": time, "updated_at": time, "sync_id": None}
-            changed = set(record) - {"id", "created_at", "updated_at", "sync_id"}
+            record = {"id": act.thing, "name": NAMES[act.value % 3], **_PLAIN[type_], **stamps}
+            if type_ != "home":
+                record["home_id"] = homes[0]
+            changed = set(record) - {"id", *stamps}
         else:
-            record, changed = dict(before), set()
-            fields = _EDITABLE[type_]
-            if act.verb in ("set", "move"):
-                field, values = fields[act.value % len(fields)]
-                record[field] = values[act.value // len(fields) % len(values)]
-                changed.add(field)
-            else:
-                record["name"] = NAMES[act.value % 4]
-                changed.add("name")
+            record = dict(before)
+            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
+            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
+            field, values = fields[act.value % len(fields)]
+            if act.verb in ("create", "rename") or not values:
+                field, values = "name", NAMES[:4]
+            record[field] = values[act.value // len(fields) % len(values)]
             record["updated_at"] = time
+            changed = {field}
         self.records[key] = record
         self.marks[key] = self.marks.get(key, set()) | changed
         return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+
+    def _held(self, type_: str, thing: str) -> tuple[str, ...]:
+        """The records of a type that another record can point to."""
+        return tuple(id_ for kind, id_ in sorted(self.records) if kind == type_ and id_ != thing)
 
     # a sync
 
@@ -790,7 +801,7 @@ class V1(Client):
         for key in self.marks:
             self.attempts += 1
             token = f"{self.name}-{self.attempts}"
-            self.sent[token] = (key, dict(self.records[key]))
+            self.sent[token] = (key, dict(self.records[key]), frozenset(self.marks[key]))
             changes.append(
                 {
                     "entity_type": key[0],
@@ -827,12 +838,14 @@ class V1(Client):
             self.marks.pop(key, None)
         elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
             self.records[key] = dict(change["data"])
+            self.stray.discard(key)
             if key in self.marks:
                 # The edit is written over; what is pushed now is the server's own record, which claims nothing.
                 self.marks[key] = set()
 
-    def forget(self, key: tuple[str, str], record: Body) -> None:
-        changed = self.marks.pop(key, set())
+    def forget(self, key: tuple[str, str], record: Body, changed: frozenset[str]) -> None:
+        if self.marks.pop(key, None) and self.records[key] != record:
+            self.stray.add(key)
         self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
 
     @property

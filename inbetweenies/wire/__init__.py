@@ -78,11 +78,9 @@ def load() -> dict[str, WireVersion]:
     import pkgutil
     from importlib.metadata import entry_points
 
-    found: list[WireVersion] = []
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
-        found.append(_wire_of(importlib.import_module(f"{__name__}.{module.name}"), module.name))
-    for entry in entry_points(group=ENTRY_POINTS):
-        found.append(_wire_of(entry.load(), entry.name))
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    found = [_wire_of(importlib.import_module(f"{__name__}.{name}"), name) for name in names]
+    found += [_wire_of(entry.load(), entry.name) for entry in entry_points(group=ENTRY_POINTS)]
     versions: dict[str, WireVersion] = {}
     for wire in sorted(found, key=lambda wire: -wire.rank):
         if wire.name in versions:

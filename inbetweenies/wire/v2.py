@@ -33,7 +33,6 @@ from ..model import (
     Refused,
     Relationship,
     Row,
-
     SyncRequest,
     SyncResponse,
     edge_version,
@@ -176,7 +175,7 @@ class RefusedOut(Struct, kw_only=True):
 
 
 class Response(Struct, kw_only=True):
-    """PROTOCOL 9.5: what the server acknowledges, and what the client lacks. Down to `applied_relationships` as deployed."""
+    """PROTOCOL 9.5: what the server acknowledges, and what the client lacks; first the deployed fields, then ours."""
 
     protocol_version: str
     sync_type: SyncType
@@ -561,4 +560,3 @@ def _change_out(change: Change) -> ChangeOut:
 
 
 WIRE: Final = V2()
-

@@ -154,7 +154,9 @@ def test_concurrent_edits_of_different_fields_are_merged() -> None:
     server = Server()
     server.push(HOME)
     mine = entity("home", at(1), {"a": 2, "b": 1}, entity_type="home", parent_versions=(HOME.version,))
-    yours = entity("home", at(2, "bob"), {"a": 1, "b": 2}, entity_type="home", parent_versions=(HOME.version,), user_id="bob")
+    yours = entity(
+        "home", at(2, "bob"), {"a": 1, "b": 2}, entity_type="home", parent_versions=(HOME.version,), user_id="bob"
+    )
     server.push(mine)
     response = server.push(yours)
 
@@ -216,8 +218,9 @@ def test_a_merge_is_the_same_row_whichever_side_came_first() -> None:
 def test_two_devices_that_make_the_same_change_lose_nothing() -> None:
     server = Server()
     server.push(HOME)
-    for user in ("ann", "bob"):
-        response = server.push(replace(HOME, version=at(1, user), name="Same", parent_versions=(HOME.version,), user_id=user))
+    same = replace(HOME, version=at(1), name="Same", parent_versions=(HOME.version,))
+    server.push(same)
+    response = server.push(replace(same, version=at(1, "bob"), user_id="bob"))
 
     assert [("home", "superseded")] == outcomes(response)
     assert () == response.conflicts
@@ -255,8 +258,9 @@ def test_a_tombstone_wins_over_a_concurrent_edit_in_either_order(tombstone_first
     server.push(HOME)
     gone = entity("home", at(1), {"deleted": True}, entity_type="home", parent_versions=(HOME.version,))
     edit = entity("home", at(9), {"a": 9}, entity_type="home", parent_versions=(HOME.version,))
-    for item in (gone, edit) if tombstone_first else (edit, gone):
-        response = server.push(item)
+    first, second = (gone, edit) if tombstone_first else (edit, gone)
+    server.push(first)
+    response = server.push(second)
 
     assert gone == server.current("home")
     assert [gone.version] == [lost.resolved_version for lost in response.conflicts]
@@ -266,8 +270,9 @@ def test_a_tombstone_wins_over_a_concurrent_edit_in_either_order(tombstone_first
 def test_two_tombstones_lose_nothing() -> None:
     server = Server()
     server.push(HOME)
-    for version in (at(1), at(2)):
-        response = server.push(entity("home", version, {"deleted": True, "by": version}, parent_versions=(HOME.version,)))
+    one = entity("home", at(1), {"deleted": True, "by": 1}, parent_versions=(HOME.version,))
+    server.push(one)
+    response = server.push(entity("home", at(2), {"deleted": True, "by": 2}, parent_versions=(HOME.version,)))
 
     assert [("home", "superseded")] == outcomes(response)
     assert () == response.conflicts
@@ -337,10 +342,10 @@ def test_head_digest_and_chain_follow_from_the_rows(steps: list[tuple[int, int, 
     assert list(range(1, head.seq + 1)) == [row.seq for row in rows]
     assert digest % 2**256 == head.digest
     assert len({row.id for row in rows}) == sum(row.current for row in rows)
-    for id_ in {row.id for row in rows}:
-        shown = [row.rise for row in rows if row.id == id_ and row.until != row.seq]
+    for name in {row.id for row in rows}:
+        shown = [row.rise for row in rows if row.id == name and row.until != row.seq]
         assert shown == sorted(set(shown))
-        assert 1 == len({row.born for row in rows if row.id == id_})
+        assert 1 == len({row.born for row in rows if row.id == name})
 
 
 # --- edges --------------------------------------------------------------------------------------------------------

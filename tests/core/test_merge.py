@@ -166,9 +166,11 @@ def test_the_version_of_a_merge_is_a_function_of_its_parents() -> None:
 
 def row(version: str, seq: int, *parents: str) -> Row:
     value = replace(entity({}, version=version), parent_versions=parents)
-    empty = {"until": None, "stamp": seq, "edit": 0, "timed": True, "rise": 0, "born": 0, "deleted": False}
-    names = {"entity_type": "device", "user_id": "", "from_id": "", "to_id": "", "hash": b"", "chain": b""}
-    return Row(kind="entity", id="x", version=version, seq=seq, body=body_of(value), **empty, **names)
+    empty: dict[str, Any] = {"until": None, "stamp": seq, "edit": 0, "timed": True, "rise": 0, "born": 0}
+    names: dict[str, Any] = {"entity_type": "device", "user_id": "", "from_id": "", "to_id": "", "deleted": False}
+    return Row(
+        kind="entity", id="x", version=version, seq=seq, body=body_of(value), hash=b"", chain=b"", **empty, **names
+    )
 
 
 @pytest.mark.parametrize(

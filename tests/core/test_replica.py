@@ -207,7 +207,8 @@ def test_the_answer_names_everything_that_must_be_looked_up() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=8))
 def test_the_digest_is_the_sum_of_what_the_server_holds(steps: list[tuple[str, int]]) -> None:
-    state, pointers = MODERN, {}
+    state = MODERN
+    pointers: dict[replica.Key, Pointer] = {}
     for id_, n in steps:
         value = entity(id_, f"v{n}", {"n": n})
         done = absorb(answer(changes=(Change(entity=value),)), state=state, pointers=pointers)

@@ -48,6 +48,13 @@ ROOM = {
     },
     "client_sync_id": "c1",
 }
+HOUSE = {
+    "entity_type": "home",
+    "entity_id": "house",
+    "operation": "create",
+    "data": {"id": "house", "name": "House", "is_primary": True, "updated_at": "2026-06-15T09:41:02.000000"},
+    "client_sync_id": "c2",
+}
 V1_PUSH = {"type": "sync_push", "client_id": "old", "changes": [ROOM]}
 
 
@@ -81,31 +88,111 @@ CASES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("missing version, push", {}, V1_PUSH, {"type": "sync_result", "conflicts": []}),
     ("missing version, ack", {}, {"type": "sync_ack", "client_id": "d"}, {"type": "sync_ack_response"}),
     ("missing version, none meant", {"missing": None}, V1_PUSH, refused("version_required")),
-    ("missing version, v2 meant", {"missing": V2}, dict(V2_READ, protocol_version=V2), {"protocol_version": V2}),
+    (
+        "missing version, v2 meant",
+        {"missing": V2},
+        {k: v for k, v in V2_READ.items() if k != "protocol_version"},
+        {"protocol_version": V2},
+    ),
     ("missing version, v1 push that is none", {}, {"type": "sync_push", "client_id": "d"}, refused("malformed_body")),
     ("unknown, read", {}, V2_READ | {"protocol_version": V7}, {"protocol_version": V1, "type": "sync_delta"}),
     ("unknown, changes null", {}, {"protocol_version": V7, "changes": None}, {"protocol_version": V1}),
-    ("unknown, read typed as a push", {}, {"protocol_version": V7, "type": "sync_push", "changes": []}, {"type": "sync_delta"}),
+    (
+        "unknown, read typed as a push",
+        {},
+        {"protocol_version": V7, "type": "sync_push", "changes": []},
+        {"type": "sync_delta"},
+    ),
     ("unknown, read typed as an ack", {}, {"protocol_version": V7, "type": "sync_ack"}, {"type": "sync_delta"}),
-    ("unknown, exactly a v1 push", {}, V1_PUSH | {"protocol_version": V7}, {"protocol_version": V1, "type": "sync_result"}),
-    ("unknown, exactly, with envelope", {}, V1_PUSH | {"protocol_version": V7, "features": ["x"]}, {"type": "sync_result"}),
-    ("unknown, v2-shaped push", {}, V2_PUSH | {"protocol_version": V7}, refused("body_not_valid_for_version", requested=V7)),
-    ("unknown, v1 push and more", {}, V1_PUSH | {"protocol_version": V7, "more": 1}, refused("body_not_valid_for_version")),
-    ("unknown, changes of another shape", {}, {"protocol_version": V7, "changes": {"a": 1}}, refused("body_not_valid_for_version")),
-    ("unknown, offering v2", {}, V2_PUSH | {"protocol_version": V7, "supported_versions": [V7, V2]}, {"protocol_version": V2}),
-    ("unknown, offering both", {}, V2_READ | {"protocol_version": V7, "supported_versions": [V1, V2]}, {"protocol_version": V2}),
-    ("unknown, offering only unknown", {}, V2_READ | {"protocol_version": V7, "supported_versions": [V7]}, refused("no_common_version", side="server")),
-    ("unknown, offering nothing", {}, V2_READ | {"protocol_version": V7, "supported_versions": []}, refused("no_common_version")),
-    ("unknown, offer not a list", {}, {"protocol_version": V7, "supported_versions": V2}, refused("malformed_version", pointer="/supported_versions")),
-    ("unknown, offer of no names", {}, {"protocol_version": V7, "supported_versions": [1]}, refused("malformed_version")),
-    ("unknown, offer too long", {}, {"protocol_version": V7, "supported_versions": [V2] * 65}, refused("malformed_version")),
-    ("unknown, no fallback", {"fallback": None}, V2_READ | {"protocol_version": V7}, refused("unsupported_version", supported=[V2, V1])),
+    (
+        "unknown, exactly a v1 push",
+        {},
+        V1_PUSH | {"protocol_version": V7},
+        {"protocol_version": V1, "type": "sync_result"},
+    ),
+    (
+        "unknown, exactly, with envelope",
+        {},
+        V1_PUSH | {"protocol_version": V7, "features": ["x"]},
+        {"type": "sync_result"},
+    ),
+    (
+        "unknown, v2-shaped push",
+        {},
+        V2_PUSH | {"protocol_version": V7},
+        refused("body_not_valid_for_version", requested=V7),
+    ),
+    (
+        "unknown, v1 push and more",
+        {},
+        V1_PUSH | {"protocol_version": V7, "more": 1},
+        refused("body_not_valid_for_version"),
+    ),
+    (
+        "unknown, changes of another shape",
+        {},
+        {"protocol_version": V7, "changes": {"a": 1}},
+        refused("body_not_valid_for_version"),
+    ),
+    (
+        "unknown, offering v2",
+        {},
+        V2_PUSH | {"protocol_version": V7, "supported_versions": [V7, V2]},
+        {"protocol_version": V2},
+    ),
+    (
+        "unknown, offering both",
+        {},
+        V2_READ | {"protocol_version": V7, "supported_versions": [V1, V2]},
+        {"protocol_version": V2},
+    ),
+    (
+        "unknown, offering only unknown",
+        {},
+        V2_READ | {"protocol_version": V7, "supported_versions": [V7]},
+        refused("no_common_version", side="server"),
+    ),
+    (
+        "unknown, offering nothing",
+        {},
+        V2_READ | {"protocol_version": V7, "supported_versions": []},
+        refused("no_common_version"),
+    ),
+    (
+        "unknown, offer not a list",
+        {},
+        {"protocol_version": V7, "supported_versions": V2},
+        refused("malformed_version", pointer="/supported_versions"),
+    ),
+    (
+        "unknown, offer of no names",
+        {},
+        {"protocol_version": V7, "supported_versions": [1]},
+        refused("malformed_version"),
+    ),
+    (
+        "unknown, offer too long",
+        {},
+        {"protocol_version": V7, "supported_versions": [V2] * 65},
+        refused("malformed_version"),
+    ),
+    (
+        "unknown, no fallback",
+        {"fallback": None},
+        V2_READ | {"protocol_version": V7},
+        refused("unsupported_version", supported=[V2, V1]),
+    ),
     ("unknown in the wild", {}, {"protocol_version": "inbetweenies-v1-stream"}, {"protocol_version": V1}),
     ("unknown in upper case", {}, {"protocol_version": "INBETWEENIES-V2"}, {"protocol_version": V1}),
     ("unknown with spaces", {}, {"protocol_version": " "}, {"protocol_version": V1}),
     ("grease, read", {}, {"protocol_version": GREASE}, {"protocol_version": V1}),
     ("grease, write", {}, V2_PUSH | {"protocol_version": GREASE}, refused("body_not_valid_for_version")),
-    ("grease among the offer", {}, V2_READ | {"protocol_version": GREASE, "supported_versions": [GREASE, V2]}, {"protocol_version": V2}),
+    (
+        "grease among the offer",
+        {},
+        V2_READ | {"protocol_version": GREASE, "supported_versions": [GREASE, V2]},
+        {"protocol_version": V2},
+    ),
     ("null", {}, {"protocol_version": None}, refused("malformed_version", got="null")),
     ("number", {}, {"protocol_version": 2}, refused("malformed_version", got="a number")),
     ("boolean", {}, {"protocol_version": True}, refused("malformed_version")),
@@ -119,17 +206,34 @@ CASES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
     ("other digits", {}, {"protocol_version": "inbetweenies-v２"}, refused("malformed_version")),
     ("disabled, write", {"disabled": [V2]}, V2_PUSH, refused("version_disabled", supported=[V1], status=400)),
     ("disabled, read", {"disabled": [V2]}, V2_READ, refused("version_disabled", retry="renegotiate")),
-    ("disabled, read offering v1", {"disabled": [V2]}, V2_READ | {"supported_versions": [V2, V1]}, {"protocol_version": V1}),
-    ("disabled, write offering v1", {"disabled": [V2]}, V2_PUSH | {"supported_versions": [V1]}, refused("version_disabled")),
+    (
+        "disabled, read offering v1",
+        {"disabled": [V2]},
+        V2_READ | {"supported_versions": [V2, V1]},
+        {"protocol_version": V1},
+    ),
+    (
+        "disabled, write offering v1",
+        {"disabled": [V2]},
+        V2_PUSH | {"supported_versions": [V1]},
+        refused("version_disabled"),
+    ),
     ("disabled v1, none named", {"disabled": [V1]}, V1_PUSH, refused("version_required")),
     ("retired", {"retired": [V1]}, {"protocol_version": V1}, refused("version_retired", status=410)),
-    ("v2 only, server without v2", {"retired": [], "disabled": [], "only": V1}, V2_READ | {"supported_versions": [V2]}, refused("no_common_version", side="server")),
+    (
+        "v2 only, server without v2",
+        {"retired": [], "disabled": [], "only": V1},
+        V2_READ | {"supported_versions": [V2]},
+        refused("no_common_version", side="server"),
+    ),
     ("v2, body of another shape", {}, {"protocol_version": V2, "device_id": 1}, refused("malformed_body")),
     ("v2, missing field", {}, {"protocol_version": V2}, refused("malformed_body")),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("settings", "body", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("settings", "body", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_each_case_is_served_or_refused_as_specified(settings: Any, body: Any, expected: dict[str, Any]) -> None:
     settings = dict(settings)
     only = settings.pop("only", None)
@@ -218,7 +322,11 @@ def test_a_dict_that_is_a_circle_or_bottomless_is_refused_as_an_answer() -> None
     assert "malformed_body" == Peer().ask(deep)["code"]
 
 
-@given(st.one_of(st.binary(), st.text().map(str.encode), st.from_regex(r'\{"protocol_version": ?.{0,40}\}').map(str.encode)))
+@given(
+    st.one_of(
+        st.binary(), st.text().map(str.encode), st.from_regex(r'\{"protocol_version": ?.{0,40}\}').map(str.encode)
+    )
+)
 def test_any_bytes_are_served_or_refused_in_a_kilobyte(body: bytes) -> None:
     reply = run(ProtocolFallback().handle(body, context=CONTEXT))
     told = msgspec.json.decode(reply.body)
@@ -240,7 +348,9 @@ def test_a_store_that_cannot_is_told_as_unavailable() -> None:
     assert (503, "unavailable") == (reply.status, msgspec.json.decode(reply.body)["code"])
 
 
-@pytest.mark.parametrize(("handler", "request_"), [(V1ProtocolHandler, V1_PUSH), (V2ProtocolHandler, V2_PUSH)])
+@pytest.mark.parametrize(
+    ("handler", "request_"), [(V1ProtocolHandler, V1_PUSH | {"changes": [HOUSE]}), (V2ProtocolHandler, V2_PUSH)]
+)
 def test_a_handler_serves_its_own_version_from_a_dict(handler: type[ProtocolHandler], request_: Any) -> None:
     answer = run(handler().process(request_))
 

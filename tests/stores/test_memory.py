@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -164,8 +166,6 @@ def test_hints_are_bounded_and_the_newest_are_kept() -> None:
 
 
 def test_a_writer_waits_for_another_thread_only_so_long() -> None:
-    import threading
-
     gate = WriterGate(timeout_ms=1)
     inside, done = threading.Event(), threading.Event()
 
@@ -178,7 +178,7 @@ def test_a_writer_waits_for_another_thread_only_so_long() -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     inside.wait()
-    with pytest.raises(StoreBusy, match="0.001 s"):
+    with pytest.raises(StoreBusy, match=r"0\.001 s"):
         gate.enter()
     done.set()
     thread.join()
@@ -186,14 +186,11 @@ def test_a_writer_waits_for_another_thread_only_so_long() -> None:
 
 
 def test_importing_the_stores_loads_no_database() -> None:
-    import subprocess
 
-    code = (
-        "import sys, inbetweenies.stores as s; print('sqlite3' in sys.modules, s.MemoryStore, 'sqlite3' in sys.modules)"
-    )
+    code = "import sys, inbetweenies.stores as s; print(s.MemoryStore.__name__, 'sqlite3' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    assert "False <class 'inbetweenies.stores.memory.MemoryStore'> False" == told.strip()
+    assert "MemoryStore False" == told.strip()
 
 
 def test_only_stores_are_exported_lazily() -> None:

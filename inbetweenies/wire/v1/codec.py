@@ -135,16 +135,18 @@ class Field(Struct, frozen=True, kw_only=True):
 class Shape(Struct, frozen=True, kw_only=True):
     """One type of record: its names on the wire, the entity type it is a view of, and its fields by their kind.
 
-    `fields` are kept in an entity's content (or deeper, for nested records), `links` in edges or by position. `needed`
-    is what a new record must say for itself.
+    `fields` are what people edit; of these `content_fields` are kept in an entity's content (or deeper, for nested
+    records), in the order of the record. `links` are kept in edges, or are where a nested record stands. `needed` is
+    what a new record must say for itself.
     """
 
-    type: str
+    name: str
     plural: str
-    record: type[Record]
+    record: Callable[..., Record]
     entity_type: str
     nested: bool
     fields: dict[str, Field]
+    content_fields: tuple[Field, ...]
     links: tuple[str, ...]
     needed: tuple[str, ...]
     keys: frozenset[str]
@@ -189,13 +191,16 @@ def _field(record: type[Record], info: msgspec.structs.FieldInfo) -> Field:
 def _shape(record: type[Record], plural: str, entity_type: str) -> Shape:
     infos = {info.name: info for info in msgspec.structs.fields(record)}
     nested = record in (Service, Characteristic)
+    fields = {name: _field(record, info) for name, info in infos.items() if name not in LINKS + _STAMPS}
     return Shape(
-        type=record.__name__.lower(),
+        name=record.__name__.lower(),
         plural=plural,
         record=record,
         entity_type=entity_type,
         nested=nested,
-        fields={name: _field(record, info) for name, info in infos.items() if name not in LINKS + _STAMPS},
+        fields=fields,
+        # The name of an entity is a field of its own in the model; a service has it in its object.
+        content_fields=tuple(field for name, field in fields.items() if nested or name != "name"),
         links=tuple(name for name in infos if name in LINKS),
         needed=tuple(name for name, info in infos.items() if info.required and name != "id")
         + (("service_type", "name") if record is Service else ())
@@ -206,7 +211,7 @@ def _shape(record: type[Record], plural: str, entity_type: str) -> Shape:
 
 #: In the order in which they are served: what is pointed to comes before what points to it.
 SHAPES: Final = {
-    shape.type: shape
+    shape.name: shape
     for shape in (
         _shape(Home, "homes", "home"),
         _shape(Room, "rooms", "room"),
@@ -216,7 +221,7 @@ SHAPES: Final = {
         _shape(Characteristic, "characteristics", "device"),
     )
 }
-_OF_PLURAL: Final = {shape.plural: shape.type for shape in SHAPES.values()}
+_OF_PLURAL: Final = {shape.plural: shape.name for shape in SHAPES.values()}
 _EVERYTHING: Final = frozenset({"home", "room", "accessory", "user"})
 # The deployed server's default names types that it does not have; of those it has, these two are left.
 _DEPLOYED_DEFAULT: Final = frozenset({"room", "user"})
@@ -522,42 +527,22 @@ def item_of(pointer: str, change: Any, limits: Limits) -> Item:
     if not isinstance(change, dict):
         return Item(pointer=pointer, problem=_bad(pointer, "expected an object"))
     type_, id_, label, data = (change.get(key) for key in ("entity_type", "entity_id", "client_sync_id", "data"))
-    delete = change.get("operation") == "delete"
     shape = SHAPES.get(type_) if isinstance(type_, str) else None
-    problem = None
     if shape is None:
         detail = "expected one of " + ", ".join(SHAPES)
-        problem = Problem(code="unknown_type", pointer=f"{pointer}/entity_type", detail=detail)
-    elif not is_id(id_, limits):
-        detail = f"expected 1 to {limits.id_bytes_max} bytes without control characters"
-        problem = Problem(code="illegal_name", pointer=f"{pointer}/entity_id", detail=detail)
-    elif not isinstance(change.get("operation"), str):
-        problem = _bad(f"{pointer}/operation", "expected a string")
-    elif label is not None and not isinstance(label, str):
-        problem = _bad(f"{pointer}/client_sync_id", "expected a string or null")
-    elif not isinstance(data, dict) and not (delete and data is None):
-        problem = _bad(f"{pointer}/data", "expected an object")
-    elif data and data.get("id", id_) != id_:
-        problem = _bad(f"{pointer}/data/id", "expected the same id as entity_id")
-    if problem is not None or shape is None:
-        return Item(pointer=pointer, type=type_, id=id_, client_sync_id=label, data=data, problem=problem)
-
-    data = data or {}
+        unknown = Problem(code="unknown_type", pointer=f"{pointer}/entity_type", detail=detail)
+        return Item(pointer=pointer, type=type_, id=id_, client_sync_id=label, data=data, problem=unknown)
+    delete = change.get("operation") == "delete"
+    problem = _misfit(pointer, change, limits)
     fields: dict[str, Any] = {}
-    for name in shape.links:
-        if name in data:
-            if not (is_id(data[name], limits) or (name == "bridge_id" and data[name] is None)):
-                problem = _bad(f"{pointer}/data/{name}", "expected the id of a record")
-            fields[name] = data[name]
-    for name, field in shape.fields.items():
-        if name in data:
-            value = data[name]
-            if type(value) is int and float in field.types:
-                value = _number(value)
-            if type(value) not in field.types or (value is None and data[name] is not None):
-                problem = _bad(f"{pointer}/data/{name}", f"expected {field.expected}")
-            fields[name] = value
-    edited, token = data.get("updated_at"), data.get("sync_id")
+    if problem is None:
+        data = data or {}
+        fields, problem = _fields(shape, data, f"{pointer}/data", limits)
+        if delete:
+            # What a delete says beside the id is a courtesy.
+            problem = None
+    known = data if isinstance(data, dict) else {}
+    edited, token = known.get("updated_at"), known.get("sync_id")
     return Item(
         pointer=pointer,
         type=type_,
@@ -566,12 +551,48 @@ def item_of(pointer: str, change: Any, limits: Limits) -> Item:
         delete=delete,
         data=data,
         fields=fields,
-        ignored=tuple(sorted(data.keys() - shape.keys)),
+        ignored=tuple(sorted(known.keys() - shape.keys)),
         edit=parse_time(edited) if isinstance(edited, str) else None,
         token=token if isinstance(token, str) else None,
-        # What a delete says beside the id is a courtesy.
-        problem=None if delete else problem,
+        problem=problem,
     )
+
+
+def _misfit(pointer: str, change: dict[str, Any], limits: Limits) -> Problem | None:
+    """What is wrong with a change beside the fields in its data."""
+    id_, operation, label, data = (change.get(key) for key in ("entity_id", "operation", "client_sync_id", "data"))
+    if not is_id(id_, limits):
+        detail = f"expected 1 to {limits.id_bytes_max} bytes without control characters"
+        return Problem(code="illegal_name", pointer=f"{pointer}/entity_id", detail=detail)
+    if not isinstance(operation, str):
+        return _bad(f"{pointer}/operation", "expected a string")
+    if label is not None and not isinstance(label, str):
+        return _bad(f"{pointer}/client_sync_id", "expected a string or null")
+    if not isinstance(data, dict) and not (operation == "delete" and data is None):
+        return _bad(f"{pointer}/data", "expected an object")
+    if data and data.get("id", id_) != id_:
+        return _bad(f"{pointer}/data/id", "expected the same id as entity_id")
+    return None
+
+
+def _fields(shape: Shape, data: dict[str, Any], pointer: str, limits: Limits) -> tuple[dict[str, Any], Problem | None]:
+    """The fields in `data` that are what they should be, and what is wrong with one of the others."""
+    fields: dict[str, Any] = {}
+    problem = None
+    for name in shape.links:
+        if name in data:
+            if is_id(data[name], limits) or (name == "bridge_id" and data[name] is None):
+                fields[name] = data[name]
+            else:
+                problem = _bad(f"{pointer}/{name}", "expected the id of a record")
+    for name, field in shape.fields.items():
+        if name in data:
+            value = _number(data[name]) if type(data[name]) is int and float in field.types else data[name]
+            if type(value) in field.types and (value is not None or data[name] is None):
+                fields[name] = value
+            else:
+                problem = _bad(f"{pointer}/{name}", f"expected {field.expected}")
+    return fields, problem
 
 
 def _bad(pointer: str, detail: str) -> Problem:

@@ -47,12 +47,14 @@ def said(row: Row) -> tuple[str, dict[str, Any]]:
 class Graph(Struct, frozen=True, kw_only=True, dict=True):
     """Current rows, at some seq: entities by id, path edges by the id they leave from, in order of their own ids.
 
-    It need not hold everything: what lies above a record, with every home, is enough to show that record.
+    It need not hold everything: what lies above a record, with every home, is enough to show that record. `others`
+    are the edges that say something else than where a thing belongs.
     """
 
     head: Head
     entities: dict[str, Row]
     edges: dict[str, tuple[Row, ...]]
+    others: tuple[Row, ...] = ()
 
     # --- homes (PROTOCOL 8.8)
 
@@ -75,7 +77,9 @@ class Graph(Struct, frozen=True, kw_only=True, dict=True):
         self._spread(ways, [id_ for id_ in ways if self._leads_on(id_, THINGS)], below, THINGS)
         return ways
 
-    def _spread(self, ways: dict[str, str], level: list[str], below: dict[str, list[Row]], through: frozenset[str]) -> None:
+    def _spread(
+        self, ways: dict[str, str], level: list[str], below: dict[str, list[Row]], through: frozenset[str]
+    ) -> None:
         for _ in range(STEPS_MAX):
             nearest: dict[str, Row] = {}
             for target in level:
@@ -100,7 +104,11 @@ class Graph(Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def placeholder(self) -> str | None:
         """PROTOCOL 8.8: the home of what reaches none: the primary one, else the oldest."""
-        best = min(self.homes, key=lambda row: (said(row)[1].get("is_primary") is not True, row.born, row.id), default=None)
+
+        def rank(row: Row) -> tuple[bool, int, str]:
+            return said(row)[1].get("is_primary") is not True, row.born, row.id
+
+        best = min(self.homes, key=rank, default=None)
         return None if best is None else best.id
 
     def home_of(self, id_: str) -> str | None:
@@ -145,19 +153,22 @@ def is_bridge(edge: Row) -> bool:
 
 
 def graph_of(head: Head, rows: Iterable[Row]) -> Graph:
-    """The graph that `rows` make; of the edges only those that say where a thing belongs."""
+    """The graph that `rows` make."""
     entities: dict[str, Row] = {}
     edges: dict[str, list[Row]] = {}
+    others: list[Row] = []
     for row in rows:
         if row.kind == "entity":
             entities[row.id] = row
         elif row.entity_type in PATHS:
             edges.setdefault(row.from_id, []).append(row)
+        else:
+            others.append(row)
     ordered = {
         id_: tuple(sorted(leaving, key=lambda row: row.id)) if len(leaving) > 1 else tuple(leaving)
         for id_, leaving in edges.items()
     }
-    return Graph(head=head, entities=entities, edges=ordered)
+    return Graph(head=head, entities=entities, edges=ordered, others=tuple(others))
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

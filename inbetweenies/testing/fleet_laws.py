@@ -1,0 +1,469 @@
+"""The laws of PROTOCOL 1 as checks over what a store holds and what a server answered.
+
+`Ledger` reads a graph's log through the store port and recomputes everything that can be recomputed: chain, digest,
+which row of an id is current, what a merge may have changed. It shares no rule with `engine.py` and `merge.py`; where
+both must know one, it is written a second time here, shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any, Final, NoReturn
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from ..errors import clip
+from ..limits import Limits
+from ..model import (
+    Context,
+    Entity,
+    Head,
+    Held,
+    Kind,
+    Reads,
+    Relationship,
+    Row,
+    Span,
+    SyncRequest,
+    body_of,
+    parse_time,
+    row_hash,
+)
+from ..wire import load
+from .fleet_clients import THINGS, Body, Done, DoneRecord
+
+Broken = Callable[[str, str], NoReturn]
+Path = tuple[str, ...]
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_decode = msgspec.json.decode
+
+#: What v1 can see of an entity besides its name, by entity type: keys of `content` (MAPPING of PROTOCOL 8).
+V1_VISIBLE: Final[Mapping[str, frozenset[str]]] = {
+    "home": frozenset({"is_primary"}),
+    "room": frozenset(),
+    "device": frozenset(
+        "manufacturer model serial_number firmware_version is_reachable is_blocked is_bridge services".split()
+    ),
+    "note": frozenset({"kind", "is_administrator", "is_owner", "remote_access_allowed"}),
+}
+
+
+class Pushed(Struct, frozen=True, kw_only=True):
+    """What one message asked to be written, in the words of the model."""
+
+    rows: tuple[Entity | Relationship, ...] = ()
+    records: tuple[Body, ...] = ()
+    deletes: frozenset[tuple[str, str]] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.records)
+
+
+def pushed_by(body: Body) -> Pushed:
+    """What `body` asks to be written, as far as its shape is one of v1 or v2."""
+    changes = body.get("changes")
+    if not isinstance(changes, list) or not changes:
+        return Pushed()
+    if body.get("protocol_version") != "inbetweenies-v2":
+        return Pushed(records=tuple(change for change in changes if "client_sync_id" in change))
+    codec = load()["inbetweenies-v2"]
+    limits = Limits()
+    plan = codec.up(codec.decode(_encode(body), limits=limits), Context(), limits)
+    try:
+        next(plan)
+    except StopIteration as stop:
+        request: SyncRequest = stop.value
+    else:
+        raise AssertionError("a v2 request says all by itself")
+    rows: list[Entity | Relationship] = []
+    deletes = set()
+    for change in request.changes:
+        if change.entity is not None:
+            rows.append(change.entity)
+            if change.delete:
+                deletes.add((change.entity.id, change.entity.version))
+        rows.extend(change.relationships)
+    return Pushed(rows=tuple(rows), deletes=frozenset(deletes))
+
+
+def kind_of(row: Entity | Relationship) -> Kind:
+    """The kind of row that holds this value."""
+    return "entity" if isinstance(row, Entity) else "edge"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two JSON values are one, ``1``, ``1.0`` and ``true`` being three."""
+    return bool(_encode(a) == _encode(b))
+
+
+class Absent:
+    """The value of a key that is not there."""
+
+
+ABSENT: Final = Absent
+
+
+def blend(base: Any, one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """What a three-way merge must hold: (path, value) for every path, `Ellipsis` where both sides changed it."""
+    if _is(one, other) or _is(other, base):
+        yield path, one
+    elif _is(one, base):
+        yield path, other
+    elif isinstance(one, dict) and isinstance(other, dict):
+        old = base if isinstance(base, dict) else {}
+        for key in sorted({*one, *other, *old}):
+            yield from blend(*(side.get(key, ABSENT) for side in (old, one, other)), path=(*path, key))
+    else:
+        yield path, ...
+
+
+def _is(a: Any, b: Any) -> bool:
+    return a is b or (a is not ABSENT and b is not ABSENT and same(a, b))
+
+
+def at(document: Any, path: Path) -> Any:
+    """The value at a path of `blend`."""
+    for key in path:
+        document = document.get(key, ABSENT) if isinstance(document, dict) else ABSENT
+    return document
+
+
+def document(row: Row | Entity) -> dict[str, Any]:
+    """What people edit of an entity."""
+    entity = row.entity() if isinstance(row, Row) else row
+    original = None if entity.source_original is UNSET else entity.source_original
+    return {
+        "content": _decode(entity.content),
+        "name": entity.name,
+        "entity_type": entity.entity_type,
+        "source": [entity.source_type, original],
+    }
+
+
+class Ledger:
+    """The log of one graph, as read so far; whatever it reads it checks."""
+
+    def __init__(self, read: Callable[[Reads], Held], broken: Broken) -> None:
+        self._read = read
+        self._broken = broken
+        self.head: Head = read(Reads()).head
+        self.rows: list[Row] = []
+        self.by_version: dict[tuple[Kind, str, str], Row] = {}
+        self.of_id: dict[tuple[Kind, str], list[Row]] = {}
+        self.current: dict[tuple[Kind, str], Row] = {}
+        self.digest = 0
+        #: The newest `server_time` that was handed out.
+        self.told = -1
+
+    # --- reading
+
+    def follow(self, pushed: Pushed) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
+        """The rows that came since, checked, and what was current before them."""
+        before = self.current
+        held = self._read(Reads(span=Span(after=0, upto=2**53 - 1)))
+        old, head = self.head, held.head
+        if head.seq == old.seq:
+            if head != old:
+                self._broken("11 (all or nothing)", f"the head changed without a row: {old} to {head}")
+            return [], before
+        if head.epoch != old.epoch or head.seq < old.seq:
+            self._broken("9 (epoch)", f"the log was rewound: {old} to {head}")
+        fresh = self._fresh(held, old.seq, head.seq, pushed)
+        self.current = dict(before)
+        for row in fresh:
+            self._append(row)
+        self._check_head(head, held.span)
+        self.head = head
+        return fresh, before
+
+    def _fresh(self, held: Held, after: int, upto: int, pushed: Pushed) -> list[Row]:
+        """The rows after `after`. The port shows current rows; others are asked for by id, version or time."""
+        found = {row.seq: row for row in held.span if row.seq > after}
+        if len(found) < upto - after:
+            ids = {*THINGS, *(row.id for row in pushed.rows), *(record.get("entity_id", "") for record in pushed.records)}
+            history = self._read(Reads(history=tuple(ids))).history
+            found.update({row.seq: row for rows in history.values() for row in rows if row.seq > after})
+        for seq in range(after + 1, upto + 1):
+            if seq not in found:
+                span = self._read(Reads(span=Span(after=seq - 1, upto=seq), as_of=seq)).span
+                found.update({row.seq: row for row in span})
+        if len(found) < upto - after:
+            keys: list[tuple[Kind, str, str]] = []
+            for value in pushed.rows:
+                keys += [(kind_of(value), value.id, value.version), (kind_of(value), value.id, _renamed(value))]
+            found.update({row.seq: row for row in self._read(Reads(versions=tuple(keys))).versions.values()})
+        missing = [seq for seq in range(after + 1, upto + 1) if seq not in found]
+        if missing:
+            self._broken("4 (kept)", f"rows {missing} of the log cannot be read back")
+        return [found[seq] for seq in range(after + 1, upto + 1)]
+
+    def _append(self, row: Row) -> None:
+        chain, stamp = (self.rows[-1].chain, self.rows[-1].stamp) if self.rows else (bytes(16), 0)
+        if row.stamp <= stamp:
+            self._broken("8 (cursor)", f"row {row.seq} is stamped {row.stamp}, the one before {stamp}")
+        if row.stamp <= self.told:
+            self._broken("8 (cursor)", f"row {row.seq} is stamped {row.stamp}, at or before a server_time, {self.told}")
+        if row.hash != row_hash(row.kind, row.body):
+            self._broken("12 (deterministic)", f"row {row.seq} has not the hash of its body")
+        if row.chain != blake2b(chain + row.hash, digest_size=16).digest():
+            self._broken("9 (epoch)", f"the chain breaks at row {row.seq}")
+        value = row.entity() if row.kind == "entity" else row.relationship()
+        if (value.id, value.version) != (row.id, row.version):
+            self._broken("4 (kept)", f"row {row.seq} is filed as {row.id} {row.version} and holds another")
+        key = (row.kind, row.id)
+        if (*key, row.version) in self.by_version:
+            self._broken("5 (idempotent)", f"row {row.seq} is a second {row.id} {row.version}")
+        self.rows.append(row)
+        self.by_version[(*key, row.version)] = row
+        self.of_id.setdefault(key, []).append(row)
+        if row.until != row.seq:
+            gone = self.current.get(key)
+            self.digest += int.from_bytes(row.hash, "big") - int.from_bytes(gone.hash if gone else b"", "big")
+            self.current[key] = row
+
+    def _check_head(self, head: Head, span: Iterable[Row]) -> None:
+        last = self.rows[-1]
+        if (head.seq, head.chain, head.stamp) != (last.seq, last.chain, last.stamp):
+            self._broken("8 (cursor)", f"the head {head} does not end in the last row, {last.seq}")
+        if head.digest != self.digest % 2**256:
+            self._broken("8 (cursor)", f"the digest at {head.seq} is not the sum of the current rows")
+        listed = [(row.seq, row.kind, row.id, row.version) for row in span]
+        expected = sorted((row.seq, row.kind, row.id, row.version) for row in self.current.values())
+        if listed != expected:
+            self._broken("4 (kept)", f"the store has {listed} for current rows; the log says {expected}")
+
+    # --- knowing
+
+    def find(self, value: Entity | Relationship) -> Row | None:
+        """The row that holds what `value` says, under its own version or under the one it was renamed to."""
+        kind = kind_of(value)
+        if not value.version:
+            told = msgspec.structs.replace(value, version="")
+            for row in self.of_id.get((kind, value.id), ()):
+                if msgspec.structs.replace(row.relationship(), version="") == told:
+                    return row
+            return None
+        for version in (value.version, _renamed(value)):
+            held = self.by_version.get((kind, value.id, version))
+            if held is not None and self._says(held, value):
+                return held
+        return next(
+            (
+                row
+                for row in self.of_id.get((kind, value.id), ())
+                if row.version.startswith(value.version + "#") and self._says(row, value)
+            ),
+            None,
+        )
+
+    def _says(self, row: Row, value: Entity | Relationship) -> bool:
+        if isinstance(value, Entity):
+            return same(document(row), document(value))
+        edge = row.relationship()
+        return (edge.from_entity_id, edge.to_entity_id) == (value.from_entity_id, value.to_entity_id) and same(
+            _decode(edge.properties), _decode(value.properties)
+        )
+
+    def ancestors(self, id_: str, versions: Iterable[str]) -> set[str]:
+        """The versions of an entity that `versions` descend from, themselves included."""
+        seen: set[str] = set()
+        todo = list(versions)
+        while todo:
+            version = todo.pop()
+            if version not in seen:
+                seen.add(version)
+                row = self.by_version.get(("entity", id_, version))
+                todo += row.entity().parent_versions if row else ()
+        return seen
+
+    def base_of(self, id_: str, one: Iterable[str], other: Iterable[str]) -> Row | None:
+        """The newest row that both sides descend from."""
+        shared = self.ancestors(id_, one) & self.ancestors(id_, other)
+        rows = [row for row in self.of_id.get(("entity", id_), ()) if row.version in shared]
+        return rows[-1] if rows else None
+
+    # --- laws
+
+    def check_done(self, who: str, done: Done | DoneRecord) -> None:
+        """Law 1: what a client has forgotten is in the log."""
+        if isinstance(done, Done):
+            if self.find(done.row) is None and not self._noop(done.row):
+                self._broken("1 (ack)", f"{who} forgot {done.row}, and the log does not hold it")
+            return
+        rows = self.of_id.get(("entity", done.id), [])
+        for field, value in done.fields.items():
+            if not any(same(view_field(row, field), value) for row in rows):
+                if field.endswith("_id") and any(
+                    row.relationship().to_entity_id == value or value is None
+                    for (kind, _), edges in self.of_id.items()
+                    if kind == "edge"
+                    for row in edges
+                    if row.from_id == done.id
+                ):
+                    continue
+                self._broken("1 (ack)", f"{who} forgot {field} = {value!r} of {done.id}, and no row of it says so")
+
+    def _noop(self, row: Entity | Relationship) -> bool:
+        """A delete of what never was leaves no row."""
+        return isinstance(row, Entity) and not row.parent_versions and bool(_decode(row.content).get("deleted"))
+
+    def check_push(
+        self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
+    ) -> None:
+        """Laws 3 and 4 for one push and its answer."""
+        if pushed.rows:
+            self._check_acks(pushed, answer)
+        lost = _Lost(answer)
+        for id_, version in lost.pairs:
+            if ("entity", id_, version) not in self.by_version and not self._renamed_somewhere(id_, version):
+                self._broken("4 (kept)", f"the conflict names {id_} {version}, which cannot be read back")
+        current = dict(before)
+        for row in fresh:
+            key = (row.kind, row.id)
+            if row.kind == "entity":
+                self._check_loss(row, current.get(key), lost, pushed)
+            if row.until != row.seq:
+                current[key] = row
+        if pushed.records:
+            self._check_lens(pushed, before)
+
+    def _renamed_somewhere(self, id_: str, version: str) -> bool:
+        return any(row.version.startswith(version + "#") for row in self.of_id.get(("entity", id_), ()))
+
+    def _check_acks(self, pushed: Pushed, answer: Body) -> None:
+        # A refusal may be long only where that helps a person, so names are told clipped.
+        refused = {(item["id"], item["version"]) for item in answer.get("refused", ())}
+        acks = answer.get("acks")
+        named = {"entity": set(answer["applied"]), "edge": set(answer["applied_relationships"])}
+        acked = None if acks is None else {(ack["kind"], ack["id"], ack["version"]) for ack in acks}
+        for row in pushed.rows:
+            kind = kind_of(row)
+            is_acked = row.id in named[kind] if acked is None else (kind, row.id, row.version) in acked
+            is_kept = self.find(row) is not None or self._noop(row)
+            if is_acked and not is_kept:
+                self._broken("3 (atomic)", f"{kind} {row.id} {row.version} is acknowledged and not in the log")
+            if acked is None and row.id in named[kind]:
+                continue
+            if not is_acked and (clip(row.id), clip(row.version)) not in refused:
+                others = [other.version for other in pushed.rows if other.id == row.id]
+                if len(others) == 1 or acked is not None:
+                    self._broken("3 (atomic)", f"{kind} {row.id} {row.version} is neither acknowledged nor refused")
+        everything = {row.id for row in pushed.rows}
+        for id_ in named["entity"] | named["edge"]:
+            if id_ not in everything:
+                self._broken("1 (ack)", f"{id_} is acknowledged and was not in the message")
+        for ack in acks or ():
+            now = self.current.get((ack["kind"], ack["id"]))
+            if ack["head"] != (now.version if now else None):
+                self._broken("1 (ack)", f"the ack {ack} names a head that is not current")
+
+    def _check_loss(self, row: Row, before: Row | None, lost: _Lost, pushed: Pushed) -> None:
+        """Law 4: nothing that was written stops counting without a word."""
+        if before is None:
+            return
+        entity = row.entity()
+        sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
+        if row.until != row.seq and entity.merged is True and not sent:
+            parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
+            if len(parents) == 2 and all(parents):
+                self._check_merge(row, [parent for parent in parents if parent], lost)
+                return
+        if row.until != row.seq:
+            if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
+                row.id, before.version
+            ):
+                self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
+            return
+        now = self.current["entity", row.id]
+        if row.version in self.ancestors(row.id, (now.version,)):
+            return
+        if same(document(row), document(before)) or (row.deleted and before.deleted):
+            return
+        original = row.version.partition("#")[0]
+        if lost.names(row.id, original) or lost.names(row.id, row.version):
+            return
+        base = self.base_of(row.id, entity.parent_versions, (before.version,))
+        if base is not None and not base.deleted:
+            blended = list(blend(document(base), document(before), document(row)))
+            if all(value is not ... and _is(at(document(before), path), value) for path, value in blended):
+                return
+        self._broken("4 (kept)", f"{row.id} {row.version} lost to {before.version} without a word")
+
+    def _check_merge(self, row: Row, parents: list[Row], lost: _Lost) -> None:
+        one, other = parents
+        base = self.base_of(row.id, (one.version,), (other.version,))
+        if base is None:
+            self._broken("4 (kept)", f"{row.id} {row.version} merges rows without a common ancestor")
+        merged, sides = document(row), (document(one), document(other))
+        contested = False
+        for path, value in blend(document(base), *sides):
+            here, place = at(merged, path), "/".join(("", *path))
+            if value is ...:
+                contested = True
+                if not any(_is(at(side, path), here) for side in sides):
+                    self._broken("4 (kept)", f"{row.id} {row.version} makes up a value at {place}")
+            elif not _is(here, value):
+                told = f"has {here!r} at {place}; the only one who changed it wrote {value!r}"
+                self._broken("4 (kept)", f"{row.id} {row.version} {told}")
+        if contested and not any(lost.names(row.id, parent.version) for parent in parents):
+            self._broken("4 (kept)", f"{row.id} {row.version} decided a conflict without a word")
+
+    def _check_lens(self, pushed: Pushed, before: Mapping[tuple[Kind, str], Row]) -> None:
+        """Law 6: a v1 push changes nothing that v1 cannot see."""
+        written = {record.get("entity_id") for record in pushed.records}
+        for key, row in self.current.items():
+            old = before.get(key)
+            if old is None or old is row:
+                continue
+            if row.kind == "edge":
+                if row.from_id not in written:
+                    self._broken("6 (lens)", f"a v1 push changed the edge {row.id}, which starts at {row.from_id}")
+                continue
+            visible = V1_VISIBLE.get(old.entity_type, frozenset())
+            was, now = document(old), document(row)
+            for name in ("entity_type", "source"):
+                if was[name] != now[name]:
+                    self._broken("6 (lens)", f"a v1 push changed the {name} of {row.id}")
+            for field in {*was["content"], *now["content"]} - visible - {"deleted"}:
+                if not _is(was["content"].get(field, ABSENT), now["content"].get(field, ABSENT)):
+                    self._broken("6 (lens)", f"a v1 push changed {field!r} of {row.id}, which v1 cannot see")
+
+
+def _renamed(value: Entity | Relationship) -> str:
+    return f"{value.version}#{row_hash(kind_of(value), body_of(value))[:4].hex()}"
+
+
+def view_field(row: Row, field: str) -> Any:
+    """What v1 shows of an entity row for a field that is not an edge."""
+    entity = document(row)
+    return entity["name"] if field == "name" else entity["content"].get(field)
+
+
+class _Lost:
+    """The conflicts of an answer, in either shape."""
+
+    def __init__(self, answer: Body) -> None:
+        self.entities: set[str] = set()
+        self.versions: dict[str, set[str]] = {}
+        self.pairs: list[tuple[str, str]] = []
+        for conflict in answer.get("conflicts", ()):
+            id_ = conflict["entity_id"]
+            if "local_version" not in conflict:
+                self.entities.add(id_)
+                continue
+            for name in ("local_version", "remote_version", "resolved_version"):
+                self.versions.setdefault(id_, set()).add(conflict[name])
+                self.pairs.append((id_, conflict[name]))
+
+    def names(self, id_: str, version: str) -> bool:
+        """Whether a conflict tells of this row."""
+        return id_ in self.entities or version in self.versions.get(id_, ())
+
+
+def time_told(answer: Body) -> int | None:
+    """The `server_time` of an answer, in microseconds."""
+    told = answer.get("server_time")
+    return parse_time(told) if isinstance(told, str) else None

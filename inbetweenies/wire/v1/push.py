@@ -1,0 +1,443 @@
+"""A push of v1 records: what each of them changes in the graph (up), and how that is told (down).
+
+What a client knew when it made an edit is worked out here (PROTOCOL 8.13); what the edit then changes is `lens.apply`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from ...limits import canonical
+from ...model import Change, Context, Kind, Plan, Reads, Row, SyncRequest, SyncResponse, format_time, is_deleted
+from .codec import (
+    ANONYMOUS,
+    LINKS,
+    SHAPES,
+    Applied,
+    Item,
+    Problem,
+    Push,
+    PushConflict,
+    RefusedChange,
+    SyncResult,
+    Turn,
+)
+from .graph import Graph, read_above, said
+from .lens import (
+    Draft,
+    Edit,
+    Known,
+    Made,
+    Path,
+    apply,
+    edge_id,
+    fields_of,
+    link_of,
+    nested_of,
+    objects,
+    record_of,
+    says,
+    token_of,
+)
+
+_TOKEN: Final = re.compile(r"([0-9]{13,16})-([0-9a-f]{16})")
+_TIME_LENGTH: Final = len(format_time(0))
+
+
+class _Job(Struct, kw_only=True):
+    """One item on its way up: where its record stands, and what has been found out about it so far.
+
+    Attributes:
+        seen_at: the seq that its `sync_id` names, 0 if that names none.
+        version: of the row or the edges that it makes.
+        held: that row, if it is stored already.
+        linked: links of which it is stored already that they were made.
+    """
+
+    index: int
+    item: Item
+    entity_id: str
+    path: Path
+    seen_at: int = 0
+    version: str = ""
+    held: Row | None = None
+    linked: frozenset[str] = frozenset()
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """The links that it says something about."""
+        if self.path or self.item.delete:
+            return ()
+        return tuple(link for link in LINKS if link in self.item.fields)
+
+
+def device_key(context: Context, client: str) -> str:
+    """The name under which a store remembers a v1 client: its own is only a label, so the token goes with it."""
+    return f"v1:{context.token}:{client}"
+
+
+# --- up -----------------------------------------------------------------------------------------------------------
+
+
+def up(push: Push, context: Context) -> Plan[SyncRequest]:
+    """PROTOCOL 8.4: the rows that the items of a push mean. Leaves in `push.turns` what became of each item."""
+    key = device_key(context, push.client)
+    jobs = yield from _located(push.items)
+    tokens = {job.index: _token(job.item.token) for job in jobs}
+    held = yield Reads(device=key, chains=tuple(sorted({seq for seq, _ in tokens.values() if seq})))
+    for job in jobs:
+        seq, chain = tokens[job.index]
+        job.seen_at = seq if held.chains.get(seq, b"").hex()[:16] == chain else 0
+    acked = min(held.device.acked, held.head.seq) if held.device else 0
+
+    targets = (job.item.fields[link] for job in jobs for link in job.links)
+    ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
+    graph = yield from read_above(ids, held.head)
+    mark = _mark(push.client, context.user)
+    history = yield from _histories(jobs, graph, mark)
+    graphs = yield from _graphs(jobs, graph, acked)
+    yield from _named(jobs, graph, push.client, context.user)
+    yield from _linked(jobs, graph, context.graph)
+
+    draft = Draft(_coming(jobs, graph))
+    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    changes: list[Change] = []
+    for job in jobs:
+        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), mark)
+        edit, made = _made(job, known, graph, draft, context)
+        draft.add(edit, made)
+        if made.change is not None:
+            changes.append(made.change)
+        turns[job.index] = _turn(job, made)
+    push.turns = tuple(turns)
+    return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
+
+
+def _located(items: Sequence[Item]) -> Plan[list[_Job]]:
+    """The items that can be taken, each with the entity that holds its record.
+
+    A characteristic only names its service, and a delete need not even do that: then the devices are looked through.
+    """
+    fit = [(index, item) for index, item in enumerate(items) if item.problem is None]
+    pushed = {item.id: item.fields["accessory_id"] for _, item in fit if "accessory_id" in item.fields}
+    places = {index: _place(item, pushed) for index, item in fit}
+    if None in places.values():
+        held = yield Reads(types=("device",))
+        services, characteristics = _index(held.types)
+        for index, item in fit:
+            if places[index] is None:
+                service = item.fields.get("service_id")
+                if item.type == "service":
+                    places[index] = services.get(item.id)
+                elif service is None:
+                    places[index] = characteristics.get(item.id)
+                elif service in services:
+                    device, path = services[service]
+                    places[index] = (device, (*path, "characteristics", item.id))
+    return [
+        _Job(index=index, item=item, entity_id=place[0], path=place[1])
+        for index, item in fit
+        if (place := places[index]) is not None
+    ]
+
+
+def _place(item: Item, pushed: dict[str, str]) -> tuple[str, Path] | None:
+    """Where an item's record stands, as far as the push itself tells; `pushed` are the services in it."""
+    if not SHAPES[item.type].nested:
+        return item.id, ()
+    service = item.id if item.type == "service" else item.fields.get("service_id")
+    if service not in pushed:
+        return None
+    path: Path = ("services", service)
+    return pushed[service], path if item.type == "service" else (*path, "characteristics", item.id)
+
+
+def _index(devices: Iterable[Row]) -> tuple[dict[str, tuple[str, Path]], dict[str, tuple[str, Path]]]:
+    """Where services and characteristics stand, by their ids; of two that share one, in the older device."""
+    services: dict[str, tuple[str, Path]] = {}
+    characteristics: dict[str, tuple[str, Path]] = {}
+    for row in sorted(devices, key=lambda row: (row.born, row.id)):
+        if row.deleted:
+            continue
+        for service, content in objects(said(row)[1].get("services")):
+            services.setdefault(service, (row.id, ("services", service)))
+            for id_, _ in objects(content.get("characteristics")):
+                characteristics.setdefault(id_, (row.id, ("services", service, "characteristics", id_)))
+    return services, characteristics
+
+
+def _nowhere(item: Item) -> Problem | None:
+    """Why a nested item that could not be located is refused. One that is to be deleted is already gone."""
+    if item.problem is not None or item.delete or not SHAPES[item.type].nested:
+        return None
+    link = SHAPES[item.type].links[0]
+    detail = f"expected the id of {'a device' if link == 'accessory_id' else 'a service'} that is known here"
+    return Problem(code="unknown_reference", pointer=f"{item.pointer}/data/{link}", detail=detail)
+
+
+def _token(text: str | None) -> tuple[int, str]:
+    """Seq and chain of a `sync_id` of ours; those of other servers name nothing here."""
+    match = _TOKEN.fullmatch(text or "")
+    return (int(match[1]), match[2]) if match else (0, "")
+
+
+# --- up: what the client knew -------------------------------------------------------------------------------------
+
+
+def _own(row: Row, mark: str | None) -> bool:
+    """Whether the client that has `mark` pushed a row."""
+    return mark is not None and row.version[_TIME_LENGTH:] == mark
+
+
+def _histories(jobs: Iterable[_Job], graph: Graph, mark: str | None) -> Plan[dict[str, tuple[Row, ...]]]:
+    """All rows of the entities in which an older row than the current one may be what the client has."""
+    wanted: dict[str, None] = {}
+    for job in jobs:
+        row = graph.entities.get(job.entity_id)
+        if mark is not None and row is not None and row.seq > job.seen_at and not _own(row, mark):
+            wanted[job.entity_id] = None
+    if not wanted:
+        return {}
+    held = yield Reads(history=tuple(wanted))
+    return held.history
+
+
+def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
+    """The graphs as the clients' tokens, or their last acks, name them."""
+    wanted: dict[int, dict[str, None]] = {}
+    for job in jobs:
+        if job.entity_id in graph.entities:
+            wanted.setdefault(job.seen_at or acked, {})[job.entity_id] = None
+    graphs = {graph.head.seq: graph}
+    for seq, ids in wanted.items():
+        if seq and seq not in graphs:
+            graphs[seq] = yield from read_above(ids, graph.head, as_of=seq)
+    return graphs
+
+
+def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], mark: str | None) -> Known:
+    """PROTOCOL 8.13: what the client had before it when it made its edit.
+
+    Its own last push of the record, if that is newer than what its token names: a client keeps its token until it
+    pulls the record again, so a setting that it switches there and back would otherwise look untouched. Else the
+    record as its token names it; else as of its last ack. An older state than the true one is safe, for what is equal
+    on both sides is no edit; a newer one would undo what others wrote.
+    """
+    current = graph.entities.get(job.entity_id)
+    if current is None:
+        return Known()
+    before = then.entities.get(job.entity_id) if then is not None else None
+    own = [row for row in (current, *history) if row.seq > job.seen_at and _own(row, mark)]
+    base = max(own, key=lambda row: row.seq, default=before)
+    named = base is not None
+    base = base or current
+    fields = fields_of(SHAPES[job.item.type], *said(base), job.path)
+    if fields is not None and not job.path:
+        floor = job.seen_at
+        for link in SHAPES[job.item.type].links:
+            edges = graph.home_edges(job.entity_id) if link == "home_id" else graph.bridge_edges(job.entity_id)
+            newest = max(edges, key=lambda edge: edge.seq, default=None)
+            moved = newest is not None and newest.seq > floor and _own(newest, mark)
+            fields[link] = link_of(graph if then is None or before is None or moved else then, job.entity_id, link)
+    return Known(fields=fields, base=base.entity(), named=named)
+
+
+# --- up: versions -------------------------------------------------------------------------------------------------
+
+
+def _digits(*seed: Any) -> str:
+    return f"{int.from_bytes(blake2b(canonical(seed), digest_size=8).digest(), 'big') % 10**6:06d}"
+
+
+def _mark(client: str, user: str) -> str | None:
+    """PROTOCOL 8.14: the end of the versions that a client makes, by which its own rows are told from others'."""
+    # Clients without a name are many, and must not be taken for one.
+    return None if client == ANONYMOUS else f"-{_digits(client)}-{user[:64]}"
+
+
+def _version(job: _Job, graph: Graph, client: str, user: str, attempt: int) -> str:
+    """PROTOCOL 8.14: the version of an edit: its time, who made it, and nothing that changes when it is sent again."""
+    item = job.item
+    seed = (client, item.type, item.id, item.delete, item.fields, attempt)
+    mark = _mark(client, user)
+    if item.edit is not None:
+        return format_time(item.edit) + (mark if mark and not attempt else f"-{_digits(*seed)}-{user[:64]}")
+    # Without a time, two deletes of the same id look the same; what they delete does not.
+    row = graph.entities.get(job.entity_id)
+    known = canonical((*seed, row.version if row is not None else None))
+    return f"v1-{blake2b(known, digest_size=6).hexdigest()}-{user[:64]}"
+
+
+def _named(jobs: Iterable[_Job], graph: Graph, client: str, user: str) -> Plan[None]:
+    """Give each job its version, and the row that is held under it already if the same edit came before.
+
+    Two edits of one client at one microsecond share a version at first, such as those of the services of one device:
+    the second of them gets another one, and gets it again when it is sent again.
+    """
+    taken: dict[tuple[str, str], Item] = {}
+    waiting = list(jobs)
+    attempt = 0
+    while waiting:
+        for job in waiting:
+            job.version = _version(job, graph, client, user, attempt)
+        keys: dict[tuple[Kind, str, str], None] = {("entity", job.entity_id, job.version): None for job in waiting}
+        held = yield Reads(versions=tuple(keys))
+        clashing = []
+        for job in waiting:
+            key = (job.entity_id, job.version)
+            row = held.versions.get(("entity", *key))
+            other = taken.get(key, job.item)
+            if (row is not None and not says(row, _edit(job))) or not _alike(other, job.item):
+                clashing.append(job)
+            else:
+                taken[key] = job.item
+                job.held = row
+        waiting = clashing
+        attempt += 1
+
+
+def _alike(one: Item, other: Item) -> bool:
+    return (one.type, one.id, one.delete, one.fields) == (other.type, other.id, other.delete, other.fields)
+
+
+def _linked(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
+    """Find the links that were made already when the same edit came before. They may have been moved on since."""
+    wanted: dict[tuple[Kind, str, str], None] = {}
+    candidates: dict[int, list[tuple[Kind, str, str]]] = {}
+    for job in jobs:
+        ids = [edge.id for edge in graph.edges.get(job.entity_id, ())] if job.links else []
+        ids += [edge_id(name, job.entity_id, link) for link in job.links]
+        candidates[job.index] = [("edge", id_, job.version) for id_ in ids]
+        wanted.update(dict.fromkeys(candidates[job.index]))
+    if not wanted:
+        return
+    held = yield Reads(versions=tuple(wanted))
+    for job in jobs:
+        made = [held.versions[key].relationship() for key in candidates[job.index] if key in held.versions]
+        ends = {None if is_deleted(msgspec.json.decode(edge.properties)) else edge.to_entity_id for edge in made}
+        job.linked = frozenset(link for link in job.links if job.item.fields[link] in ends)
+
+
+# --- up: rows -----------------------------------------------------------------------------------------------------
+
+
+def _edit(job: _Job, context: Context | None = None) -> Edit:
+    return Edit(
+        item=job.item,
+        entity_id=job.entity_id,
+        path=job.path,
+        version=job.version,
+        user=context.user if context else "",
+        graph=context.graph if context else "",
+    )
+
+
+def _coming(jobs: Iterable[_Job], graph: Graph) -> dict[str, tuple[str, str]]:
+    """What the push will create, by id: edges may point to what stands further down in it."""
+    coming: dict[str, tuple[str, str]] = {}
+    for job in jobs:
+        if not (job.path or job.item.delete or job.entity_id in graph.entities) and "name" in job.item.fields:
+            coming.setdefault(job.entity_id, (SHAPES[job.item.type].entity_type, job.version))
+    return coming
+
+
+def _made(job: _Job, known: Known, graph: Graph, draft: Draft, context: Context) -> tuple[Edit, Made]:
+    edit = _edit(job, context)
+    if job.linked or job.held is not None:
+        left = {
+            key: value
+            for key, value in job.item.fields.items()
+            if key not in job.linked and (job.held is None or key in LINKS)
+        }
+        edit = msgspec.structs.replace(edit, item=msgspec.structs.replace(job.item, fields=left))
+    if job.held is None:
+        return edit, apply(edit, known, graph, draft)
+    # Sent again. The row is what it was made the first time, even if it would be another one from what is known now.
+    made = Made()
+    if edit.item.fields and not edit.item.delete:
+        made = apply(edit, known, graph, draft)
+    edges = made.change.relationships if made.change is not None else ()
+    change = Change(
+        entity=job.held.entity(),
+        relationships=edges,
+        delete=job.item.delete and not job.path,
+        pointer=job.item.pointer,
+    )
+    return edit, msgspec.structs.replace(made, change=change)
+
+
+def _turn(job: _Job, made: Made) -> Turn:
+    sent: list[tuple[Kind, str, str]] = []
+    if made.change is not None:
+        if made.change.entity is not None:
+            sent.append(("entity", made.change.entity.id, made.change.entity.version))
+        sent += [("edge", edge.id, edge.version) for edge in made.change.relationships]
+    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem)
+
+
+# --- down ---------------------------------------------------------------------------------------------------------
+
+
+def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
+    """PROTOCOL 8.5: what became of each item. What is taken, merged or lost is ``applied``: a deployed client pushes
+    anything else for ever. What is refused is in neither list, so that it is kept and sent again."""
+    acked = {(ack.kind, ack.id, ack.version) for ack in response.acks}
+    lost = {(conflict.entity_id, conflict.remote_version) for conflict in response.conflicts}
+    refused: dict[int, Problem] = {}
+    for refusal in response.refused:
+        index = int(refusal.pointer.split("/")[2])
+        refused.setdefault(index, Problem(code=refusal.code, pointer=refusal.pointer, detail=refusal.detail))
+    contested = [
+        (item, turn)
+        for item, turn in zip(push.items, push.turns, strict=True)
+        if ("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost
+    ]
+    graph = None
+    if contested:
+        graph = yield from read_above([turn.entity_id for _, turn in contested], response.head)
+
+    applied, problems = [], []
+    for index, (item, turn) in enumerate(zip(push.items, push.turns, strict=True)):
+        problem = turn.problem or refused.get(index)
+        if problem is not None:
+            problems.append(
+                RefusedChange(
+                    entity_type=item.type,
+                    entity_id=item.id,
+                    client_sync_id=item.client_sync_id,
+                    code=problem.code,
+                    pointer=problem.pointer,
+                    detail=problem.detail,
+                )
+            )
+        elif acked.issuperset(turn.sent):
+            applied.append(Applied(client_sync_id=item.client_sync_id, server_sync_id=f"server-{item.id}"))
+    return SyncResult(
+        applied=tuple(applied),
+        conflicts=tuple(
+            PushConflict(
+                entity_type=item.type,
+                entity_id=item.id,
+                server_version=_standing(graph, item, turn),
+                client_version=item.data,
+            )
+            for item, turn in contested
+            if graph is not None
+        ),
+        refused=tuple(problems) or UNSET,
+    )
+
+
+def _standing(graph: Graph, item: Item, turn: Turn) -> Any:
+    """The record of an item as it stands now, a deleted one as it last was; an empty one where it shows no more."""
+    row, token = graph.entities[turn.entity_id], token_of(graph)
+    if not SHAPES[item.type].nested:
+        return record_of(graph, row, token) or {}
+    shape = SHAPES[item.type].record
+    return next((record for record in nested_of(row, token) if type(record) is shape and record.id == item.id), {})
