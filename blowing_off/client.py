@@ -92,15 +92,15 @@ _DEPLOYED_EDGES: Final = frozenset(
 
 #: What a person can do about a row that waits, by the code of its note.
 ADVICE: Final[Mapping[str, str]] = {
-    "illegal_name": "Change it so that every name is filled in and holds no control characters.",
-    "too_large": "Change it so that its content becomes smaller.",
-    "too_many_parents": "Delete it and add it again.",
-    "unknown_endpoint": "It is sent again by itself; if it stays, unlink it and link what is there now.",
+    "illegal_name": "Add it anew with names that are filled in and hold no control characters; give this one up.",
+    "too_large": "Change it so that its content becomes smaller; then give the large one up.",
+    "too_many_parents": "Add it anew; give this one up.",
+    "unknown_endpoint": "It is sent again by itself; if it stays, link what is there now and give this one up.",
     "not_acknowledged": "It is sent again by itself; if it is an edge, one of its ends may not be there yet.",
     "unknown_type_there": "It is sent by itself once the server is updated; or give it a type that the server knows.",
     "v1_cannot_carry": "It is sent by itself once the server speaks a newer version.",
 }
-_ANY_ADVICE: Final = "Change it, or delete it; it is sent again with every sync."
+_ANY_ADVICE: Final = "It is sent again with every sync. Make another change in its place, and give this one up."
 
 _parse = msgspec.json.decode
 _entity = msgspec.json.Decoder(Entity)
@@ -551,6 +551,11 @@ class BlowingOffClient:
             item if item.note is not None or _taken(state, item.copy) else replace(item, note=_unknown_there(item.copy))
             for item in self.store.pending()
         ]
+
+    async def give_up(self, id: str) -> int:
+        """Stop sending what the server refused of an entity or edge, and say how many rows that were. They stay in
+        the history here, and what is seen is what was sent or told else."""
+        return self.store.give_up(id)
 
     async def status(self) -> Status:
         """Where this replica stands."""

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from inbetweenies.errors import InbetweeniesError
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from inbetweenies.model import Entity, Relationship
+    from inbetweenies.replica import Pending
+
+    from .client import Status, SyncReport, Version
+    from .store import ConflictRecord
 
 #: Characters of an id that a table shows at least; more where two ids on it would otherwise look the same.
 SHORT_MIN: Final = 8
@@ -181,9 +189,9 @@ class Screen:
             for text in (text for part in parts for text in part.plain()):
                 click.echo(text)
 
-    def raw(self, text: str) -> None:
-        """One line of a file that goes to stdout, as it is."""
-        click.echo(text.encode(errors="surrogatepass"))
+    def raw(self, data: bytes) -> None:
+        """A part of a file that goes to stdout, as it is."""
+        click.echo(data, nl=False)
 
     def problem(self, problem: Problem) -> None:
         """Something went wrong."""
@@ -194,6 +202,8 @@ class Screen:
             self._document({"error": told | problem.more})
         else:
             self.note(f"{problem.message}; {problem.advice}" if problem.advice else problem.message, word="Error")
+            for candidate in problem.more.get("candidates", ()):
+                click.echo("  " + "\t".join(map(line, candidate.values())), err=True)
 
     def note(self, text: str, *, word: str = "Note") -> None:
         """A line beside the result, on stderr."""
@@ -242,3 +252,327 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+def value_of(text: str) -> Any:
+    """`text` as JSON if it is JSON, else as the text that it is."""
+    import msgspec
+
+    from inbetweenies.limits import gate
+
+    try:
+        gate(text.encode())
+        return msgspec.json.decode(text)
+    except (InbetweeniesError, msgspec.MsgspecError, ValueError, RecursionError):
+        return text
+
+
+def written(value: Any) -> str:
+    """`value` as `value_of` reads it back."""
+    import json
+
+    plain = isinstance(value, str) and value and value_of(value) == value and isinstance(value_of(value), str)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+def at(micros: int | None) -> str:
+    """A time for people: to the second, in UTC."""
+    from inbetweenies.model import format_time
+
+    return "never" if micros is None else format_time(micros)[:19].replace("T", " ") + "Z"
+
+
+def edited(version: str) -> str:
+    from inbetweenies.model import edit_time
+
+    when = edit_time(version)
+    return "unknown" if when is None else at(when)
+
+
+def leaves(content: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """`content` as the pairs that ``set`` takes."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            pairs += leaves(value, f"{above}{key}.")
+        else:
+            pairs.append((f"{above}{key}", written(value)))
+    return pairs
+
+
+def json_of(raw: Any) -> Any:
+    import msgspec
+
+    return msgspec.json.decode(raw)
+
+
+def many(count: int, word: str) -> str:
+    """A count and its word."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+# --- things and links: the JSON documents -------------------------------------------------------------------------
+
+Waiting = Mapping[tuple[str, str], str]
+
+
+def is_removed(value: Entity | Relationship) -> bool:
+    """Whether this row is a tombstone."""
+    from inbetweenies.model import Entity, says_deleted
+
+    return says_deleted(value.content if isinstance(value, Entity) else value.properties)
+
+
+def entity_document(entity: Entity, waiting: Waiting) -> dict[str, Any]:
+    """A thing as JSON. `waiting` says of each key what waits to be sent."""
+    return {
+        "id": entity.id,
+        "entity_type": entity.entity_type,
+        "name": entity.name,
+        "content": json_of(entity.content),
+        "source_type": entity.source_type,
+        "user_id": entity.user_id,
+        "version": entity.version,
+        "parent_versions": list(entity.parent_versions),
+        "deleted": is_removed(entity),
+        "state": waiting.get(("entity", entity.id), "synced"),
+    }
+
+
+def edge_document(edge: Relationship, names: Mapping[str, str], waiting: Waiting) -> dict[str, Any]:
+    """A link as JSON. `names` says what its ends are called."""
+    return {
+        "id": edge.id,
+        "from": {"id": edge.from_entity_id, "name": names.get(edge.from_entity_id, "")},
+        "to": {"id": edge.to_entity_id, "name": names.get(edge.to_entity_id, "")},
+        "relationship_type": edge.relationship_type,
+        "properties": json_of(edge.properties),
+        "user_id": edge.user_id,
+        "version": edge.version,
+        "deleted": is_removed(edge),
+        "state": waiting.get(("edge", edge.id), "synced"),
+    }
+
+
+def _state(document: Mapping[str, Any]) -> str:
+    words = ["deleted"] if document["deleted"] else []
+    return " ".join([*words, document["state"]] if document["state"] != "synced" else words)
+
+
+# --- what each command shows: its document, then the parts that say the same --------------------------------------
+
+Shown = tuple[Any, ...]  # a document and its parts, as `Screen.show` takes them
+
+
+def list_parts(found: Iterable[Entity], waiting: Waiting, *, narrowed: bool) -> Shown:
+    """Things, a line each."""
+    listed = [entity_document(entity, waiting) for entity in found]
+    sheet = Sheet(
+        columns=("id", "type", "name", "state"),
+        ids=frozenset({"id"}),
+        rows=[(one["id"], one["entity_type"], one["name"], _state(one)) for one in listed],
+        empty="Nothing like that here." if narrowed else "Nothing here yet; `blowing-off add TYPE NAME` adds a thing.",
+    )
+    return {"things": listed}, sheet
+
+
+def thing_parts(entity: Entity, edges: Iterable[Relationship], names: Mapping[str, str], waiting: Waiting) -> Shown:
+    """All of a thing, and its links."""
+    document = entity_document(entity, waiting)
+    links = [edge_document(edge, names, waiting) for edge in edges]
+    facts = Facts(
+        pairs=[
+            ("id", entity.id),
+            ("type", entity.entity_type),
+            ("name", entity.name),
+            ("state", _state(document) or "synced"),
+            ("changed", f"{edited(entity.version)} by {entity.user_id}"),
+            ("source", entity.source_type),
+            *((f".{key}", value) for key, value in leaves(document["content"])),
+        ]
+    )
+    rows = []
+    for link in links:
+        way = "to" if link["from"]["id"] == entity.id else "from"
+        rows.append((link["id"], way, link["relationship_type"], link[way]["id"], link[way]["name"]))
+    sheet = Sheet(
+        title="Links",
+        tag="link",
+        columns=("link", "way", "type", "id", "name"),
+        ids=frozenset({"link", "id"}),
+        rows=rows,
+    )
+    return {"thing": document, "links": links}, facts, sheet
+
+
+def history_parts(id_: str, versions: Iterable[Version]) -> Shown:
+    """The versions of a thing."""
+    listed, rows = [], []
+    for one in versions:
+        document = entity_document(one.entity, {})
+        del document["state"]
+        listed.append(document | {"current": one.current, "pending": one.pending, "source": one.source})
+        words = [word for word in ("current", "pending") if getattr(one, word)]
+        words += ["deleted"] if document["deleted"] else []
+        words += ["on the server"] if one.source == "server" else []
+        content = " ".join(f"{key}={value}" for key, value in leaves(document["content"]) if key != "deleted")
+        version = one.entity.version
+        rows.append((version, edited(version), one.entity.user_id, " ".join(words), one.entity.name, content))
+    sheet = Sheet(columns=("version", "changed", "by", "state", "name", "content"), rows=rows)
+    return {"id": id_, "versions": listed}, sheet
+
+
+def done_parts(word: str, entity: Entity, waiting: Waiting) -> Shown:
+    """What was done to a thing."""
+    said = Said(
+        sentence=f"{word.capitalize()}: {entity.entity_type} “{entity.name}” ({entity.id}).",
+        cells=(word, entity.id, entity.entity_type, entity.name),
+    )
+    return {"done": word, "thing": entity_document(entity, waiting)}, said
+
+
+def linked_parts(word: str, edge: Relationship, names: Mapping[str, str], waiting: Waiting) -> Shown:
+    """What was done to a link."""
+    document = edge_document(edge, names, waiting)
+    start, end = document["from"], document["to"]
+    said = Said(
+        sentence=f"{word.capitalize()}: “{start['name']}” {edge.relationship_type} “{end['name']}” ({edge.id}).",
+        cells=(word, edge.id, start["id"], end["id"], edge.relationship_type),
+    )
+    return {"done": word, "link": document}, said
+
+
+def sync_parts(report: SyncReport) -> Shown:
+    """What a sync did."""
+    counts = {
+        "pushed": report.pushed,
+        "pulled": report.pulled,
+        "pending": report.pending,
+        "conflicts": len(report.conflicts),
+    }
+    document = {
+        "served": report.served,
+        **counts,
+        "refused": [{"id": one.id, "code": one.code, "detail": one.detail} for one in report.refused],
+        "healed": report.healed,
+        "equal": report.equal,
+        "complete": report.complete,
+    }
+    return document, Said(sentence=_synced(report), cells=("synced", *map(str, counts.values())))
+
+
+def _synced(report: SyncReport) -> str:
+    parts = [f"Sent {many(report.pushed, 'change')}, fetched {report.pulled}."]
+    if report.healed:
+        parts.append("A difference was found, and everything was compared again.")
+    if report.equal:
+        parts.append("Both sides hold the same.")
+    elif report.equal is False:
+        parts.append("The server says that it holds something else.")
+    if report.pending:
+        parts.append(f"{many(report.pending, 'change')} still waiting.")
+    return " ".join(parts)
+
+
+def status_parts(now: Status, conflicts: int) -> Shown:
+    """Where a store stands. `conflicts` is how many nobody has looked at."""
+    import msgspec
+
+    document = {
+        "store": now.path,
+        "url": now.url,
+        "user": now.user,
+        "device": now.device,
+        "wire_version": now.wire,
+        "last_sync": None if now.last_sync is None else at(now.last_sync),
+        "last_error": now.last_error,
+        "things": now.counts.entities,
+        "links": now.counts.relationships,
+        "removed": now.counts.tombstones,
+        "pending": now.pending,
+        "conflicts": conflicts,
+        "refused": msgspec.to_builtins(now.refused),
+    }
+    facts = Facts(
+        pairs=[
+            ("store", now.path),
+            ("server", now.url or "none; `blowing-off connect URL` names one"),
+            ("user", now.user),
+            ("device", now.device),
+            ("last sync", at(now.last_sync)),
+            *([("last error", now.last_error)] if now.last_error else []),
+            *([("wire version", now.wire)] if now.wire else []),
+            *((word, str(document[word])) for word in ("things", "links", "removed", "pending", "conflicts")),
+        ]
+    )
+    sheet = Sheet(
+        title="Waits for a reason",
+        tag="refused",
+        columns=("id", "name", "why", "what to do"),
+        ids=frozenset({"id"}),
+        rows=[(one.id, one.name, f"{one.code}: {one.detail}", one.advice) for one in now.refused],
+    )
+    return document, facts, sheet
+
+
+def pending_parts(waiting: Iterable[Pending]) -> Shown:
+    """What waits to be sent."""
+    listed, rows = [], []
+    for item in waiting:
+        copy, note = item.copy, item.note
+        kind = "thing" if copy.kind == "entity" else "link"
+        listed.append(
+            {
+                "kind": kind,
+                "id": copy.id,
+                "version": copy.version,
+                "type": copy.entity_type,
+                "name": copy.name,
+                "deleted": copy.deleted,
+                "reason": None if note is None else {"code": note.code, "detail": note.detail},
+            }
+        )
+        why = "" if note is None else f"{note.code}: {note.detail}"
+        rows.append((copy.id, kind, copy.entity_type, copy.name, edited(copy.version), why))
+    sheet = Sheet(
+        columns=("id", "kind", "type", "name", "changed", "why it waits"),
+        ids=frozenset({"id"}),
+        rows=rows,
+        empty="Nothing waits.",
+    )
+    return {"pending": listed}, sheet
+
+
+def conflict_parts(found: Iterable[ConflictRecord]) -> Shown:
+    """What two people changed at once."""
+    listed, rows = [], []
+    for one in found:
+        listed.append(
+            {
+                "entity_id": one.entity_id,
+                "name": one.name,
+                "when": at(one.when),
+                "winner": one.winner,
+                "losers": list(one.losers),
+                "strategy": one.strategy,
+            }
+        )
+        rows.append((one.entity_id, one.name, at(one.when), one.winner, " ".join(one.losers), one.strategy))
+    sheet = Sheet(
+        columns=("id", "name", "found", "stands", "kept in the history", "why"),
+        ids=frozenset({"id"}),
+        rows=rows,
+        empty="No conflicts.",
+    )
+    return {"conflicts": listed}, sheet
+
+
+def import_parts(counts: Mapping[str, int], columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Shown:
+    """What became of a file, and what of it could not be read."""
+    told = [(word, count) for word, count in [*counts.items(), ("unread", len(rows))] if count or word == "imported"]
+    sheet = Sheet(title="Could not be read", tag="unread", columns=columns, rows=rows)
+    document = {**counts, "unread": [dict(zip(columns, row, strict=True)) for row in rows]}
+    return document, Facts(pairs=[(word, str(count)) for word, count in told]), sheet

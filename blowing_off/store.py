@@ -126,6 +126,13 @@ _POINT: Final = """
         ours = excluded.ours, ours_hash = excluded.ours_hash
 """
 
+_NEWEST: Final = """
+    UPDATE pointers SET (ours, ours_hash) = (
+        SELECT m.version, m.hash FROM pending AS m WHERE m.kind = pointers.kind AND m.id = pointers.id
+        ORDER BY n DESC LIMIT 1
+    ) WHERE id = ?
+"""
+
 _encode = msgspec.json.Encoder().encode
 _state = msgspec.json.Decoder(State)
 _note = msgspec.json.Decoder(Refused)
@@ -517,6 +524,17 @@ class LocalStore:
             self._db.executemany(
                 "UPDATE pending SET note = ? WHERE n = ?", ((_encode(note).decode(), n) for n, note in notes.items())
             )
+
+    def give_up(self, id_: str) -> int:
+        """Forget the marks of `id_` that wait for a reason; what is seen is what is left. The rows stay.
+
+        The only way by which a mark goes without the server having named it: because a person said so.
+        """
+        with self.transaction():
+            gone = self._db.execute("DELETE FROM pending WHERE id = ? AND note NOTNULL", (id_,)).rowcount
+            self._db.execute(_NEWEST, (id_,))
+            self._db.execute("DELETE FROM pointers WHERE id = ? AND ours IS NULL AND theirs IS NULL", (id_,))
+            return gone
 
     # --- starting anew --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ history.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Final, Literal
 
@@ -59,6 +60,10 @@ class Tally(Struct, kw_only=True):
     def count(self, outcome: Outcome) -> None:
         """One more of these."""
         setattr(self, outcome, getattr(self, outcome) + 1)
+
+    def counts(self) -> dict[str, int]:
+        """All of it, by name."""
+        return msgspec.structs.asdict(self)
 
 
 # --- out ----------------------------------------------------------------------------------------------------------
@@ -174,7 +179,7 @@ def _wrong(expected: str, got: str, pointer: str = "") -> RemoteProtocolError:
     return RemoteProtocolError(code="malformed_line", expected=expected, got=got, pointer=pointer)
 
 
-def bring_lines(store: LocalStore, lines: Iterable[Line], tick: Tick) -> tuple[Tally, list[Fault]]:
+async def bring_lines(store: LocalStore, lines: Iterable[Line], tick: Tick) -> tuple[Tally, list[Fault]]:
     """Take the rows of an export in: things first, then the links between them."""
     things: dict[str, list[Line]] = {}
     edges: list[Line] = []
@@ -192,6 +197,7 @@ def bring_lines(store: LocalStore, lines: Iterable[Line], tick: Tick) -> tuple[T
                 if outcome := bring(store, group, faults):
                     tally.count(outcome)
         tick(done, len(work))
+        await asyncio.sleep(0)  # or Ctrl-C would have to wait for the end
     return tally, sorted(faults, key=lambda fault: fault.line)
 
 
@@ -275,14 +281,18 @@ def _batches(work: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
 # --- HomeKit in ---------------------------------------------------------------------------------------------------
 
 
-async def bring_homekit(client: BlowingOffClient, found: Import, tick: Tick, *, home_id: str | None = None) -> Tally:
-    """Take in what a HomeKit database holds: a thing that is here already gets only what the file says differently.
+async def bring_homekit(
+    client: BlowingOffClient, found: Iterable[Import], tick: Tick, *, home_id: str | None = None
+) -> Tally:
+    """Take in what HomeKit databases hold: a thing that is here already gets only what they say differently.
 
     What people added to a thing stays, and so does a name that they changed. What they removed stays removed, but for
     links to the home `home_id`, which is asked for now.
     """
     tally = Tally()
-    work: list[Draft | DraftLink] = [*found.drafts, *found.links]
+    work: list[Draft | DraftLink] = []
+    for one in found:
+        work += [*one.drafts, *one.links]
     for done, batch in _batches(work):
         with client.store.transaction():
             for item in batch:
@@ -291,6 +301,7 @@ async def bring_homekit(client: BlowingOffClient, found: Import, tick: Tick, *, 
                 else:
                     await _bring_link(client, item, restore=item.to_id == home_id)
         tick(done, len(work))
+        await asyncio.sleep(0)  # or Ctrl-C would have to wait for the end
     return tally
 
 

@@ -16,7 +16,7 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.register_profile(
     "deep",
     deadline=None,
-    max_examples=10_000,
+    max_examples=int(os.environ.get("DEEP_EXAMPLES", "10000")),
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

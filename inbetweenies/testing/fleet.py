@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from ..errors import LocalProtocolError
 from ..model import Held, Kind, Reads, format_time, parse_time
-from ..router import ProtocolFallback
+from ..router import ProtocolFallback, ProtocolHandler
 from ..store import Store
 from ..stores.memory import MemoryStore
 from .fleet_clients import (
@@ -43,6 +43,8 @@ from .fleet_clients import (
     ModernV2,
     Unknown,
     World,
+    codec,
+    installed,
     short,
 )
 from .fleet_laws import Ledger, Pushed, pushed_by, same, time_told
@@ -129,7 +131,8 @@ class MixedFleet(RuleBasedStateMachine):
 
     def make_handler(self, store: Store | None, clock: Callable[[], int]) -> Handler:
         """The server under test, over `store`, with `clock` for its time (microseconds)."""
-        return ProtocolFallback(store, clock=clock)
+        handlers = {name: ProtocolHandler(store, wire=codec(name), clock=clock) for name in installed()}
+        return ProtocolFallback(store, clock=clock, handlers=handlers)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine. Override it for servers that need an event loop."""

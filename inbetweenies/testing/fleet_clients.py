@@ -14,6 +14,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn
 
 import msgspec
@@ -59,6 +60,17 @@ VALUES: Final[tuple[Any, ...]] = (
 )  # fmt: skip
 #: Texts and flags that v1 programs really write.
 V1_TEXTS: Final = ("Acme", "L1", None)
+
+
+@cache
+def installed() -> dict[str, Any]:
+    """The wire versions there are. `load` looks through all that is installed, which is slow."""
+    return dict(load())
+
+
+def codec(name: str) -> Any:
+    """A wire version by name."""
+    return installed()[name]
 
 
 class Act(NamedTuple):
@@ -391,7 +403,6 @@ class ModernV2(_V2):
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         super().__init__(name, world, user=user, skew=skew)
         self.store = ReplicaStore(name, user)
-        self.codec: Any = load()[self.wire]
         self.sent: tuple[Pending, ...] = ()
 
     def row(self, id_: str) -> Entity | None:
@@ -430,11 +441,11 @@ class ModernV2(_V2):
             page_rows=self.world.page_rows,
             changes_max=self.world.batch,
         )
-        body: Body = _decode(self.codec.ask(ask))
+        body: Body = _decode(codec(self.wire).ask(ask))
         return body
 
     def absorb(self, answer: Body) -> str:
-        told = self.codec.told(_encode(answer))
+        told = codec(self.wire).told(_encode(answer))
         before = self.store.image
         absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
         if absorbed.healed:

@@ -31,8 +31,7 @@ from ..model import (
     parse_time,
     row_hash,
 )
-from ..wire import load
-from .fleet_clients import THINGS, Body, Done, DoneRecord
+from .fleet_clients import THINGS, Body, Done, DoneRecord, codec
 
 Broken = Callable[[str, str], NoReturn]
 Path = tuple[str, ...]
@@ -69,9 +68,8 @@ def pushed_by(body: Body) -> Pushed:
         return Pushed()
     if body.get("protocol_version") != "inbetweenies-v2":
         return Pushed(records=tuple(change for change in changes if "client_sync_id" in change))
-    codec = load()["inbetweenies-v2"]
-    limits = Limits()
-    plan = codec.up(codec.decode(_encode(body), limits=limits), Context(), limits)
+    v2, limits = codec("inbetweenies-v2"), Limits()
+    plan = v2.up(v2.decode(_encode(body), limits=limits), Context(), limits)
     try:
         next(plan)
     except StopIteration as stop:
