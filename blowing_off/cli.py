@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from shlex import quote
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from .store import ConflictRecord, LocalStore
     from .transfer import Tally
 
-T = TypeVar("T")
-P = ParamSpec("P")
+Work = Callable[..., int]
+AsyncWork = Callable[..., Awaitable[int]]
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -228,7 +228,9 @@ class _Verb(click.Command):
 
 
 @click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    invoke_without_command=True,
+    subcommand_metavar="COMMAND [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
     "--store",
@@ -263,15 +265,15 @@ def commands(context: click.Context) -> None:
         context.exit(2)
 
 
-def command(name: str, *, hidden: bool = False) -> Callable[[Callable[P, int]], Callable[P, int]]:
+def command(name: str, *, hidden: bool = False) -> Callable[[Work], Work]:
     """Register a function of the session as a command."""
 
-    def register(work: Callable[P, int]) -> Callable[P, int]:
+    def register(work: Work) -> Work:
         @functools.wraps(work)
-        def call(*args: Any, **given: Any) -> int:
-            session = cast(Session, click.get_current_context().find_root().obj)
+        def call(**given: Any) -> int:
+            session: Session = click.get_current_context().find_root().obj
             session.screen.as_json = session.as_json
-            return work(session, *args, **given)  # type: ignore[arg-type]
+            return work(session, **given)
 
         commands.command(name, cls=_Verb, hidden=hidden)(call)
         return work
@@ -279,12 +281,10 @@ def command(name: str, *, hidden: bool = False) -> Callable[[Callable[P, int]], 
     return register
 
 
-def verb(
-    name: str, *, makes: bool = False, hidden: bool = False
-) -> Callable[[Callable[..., Awaitable[int]]], Callable[..., Awaitable[int]]]:
+def verb(name: str, *, makes: bool = False, hidden: bool = False) -> Callable[[AsyncWork], AsyncWork]:
     """Register a coroutine function of the session and the open client as a command."""
 
-    def register(work: Callable[..., Awaitable[int]]) -> Callable[..., Awaitable[int]]:
+    def register(work: AsyncWork) -> AsyncWork:
         @functools.wraps(work)
         def call(session: Session, **given: Any) -> int:
             return session.run(lambda client: work(session, client, **given), makes=makes)
@@ -469,8 +469,8 @@ def _token(session: Session, file: Path | None, given: str | None) -> str | None
 async def sync(session: Session, client: BlowingOffClient) -> int:
     """Exchange changes with the server.
 
-    What was changed here is sent, what was changed elsewhere is fetched. Whatever goes wrong, no change is lost: it waits for the next sync. The exit code is 3 if something still waits or
-    a conflict was found.
+    What was changed here is sent, what was changed elsewhere is fetched. Whatever goes wrong, no change is lost: it
+    waits for the next sync. The exit code is 3 if something still waits or a conflict was found.
 
     \b
       blowing-off sync
@@ -522,8 +522,8 @@ async def pending(session: Session, client: BlowingOffClient) -> int:
 async def conflicts(session: Session, client: BlowingOffClient, seen: bool) -> int:
     """List what two people changed at once.
 
-    Something of one change did not stand then. Nothing is lost: `history` shows the versions named here, and `set` brings back what you want of them. The exit
-    code is 3 if there are any; with --seen they are taken as looked at.
+    Something of one change did not stand then. Nothing is lost: `history` shows the versions named here, and `set`
+    brings back what you want of them. The exit code is 3 if there are any; with --seen they are taken as looked at.
 
     \b
       blowing-off conflicts --seen
@@ -814,7 +814,7 @@ def import_homekit(session: Session, files: tuple[Path, ...], home: str | None) 
 
     read: list[tuple[str, bytes]] = []
     unread: list[Unread] = []
-    by_hand = session.command("add", "device", "NAME")
+    by_hand = "blowing-off add device NAME"
     for file in files:
         try:
             with _reading(file, "FILE") as stream:
@@ -825,7 +825,7 @@ def import_homekit(session: Session, files: tuple[Path, ...], home: str | None) 
     async def work(client: BlowingOffClient) -> int:
         from .transfer import bring_homekit
 
-        home_id = None if home is None else await _home(session, client, home)
+        home_id = await _home(session, client, home) if home is not None and read else None
         found = [homekit.read(data, source=name, home_id=home_id) for name, data in read]
         unread.extend(fault for one in found for fault in one.unread)
         with session.screen.progress("Taking in") as tick:
@@ -839,7 +839,7 @@ async def _home(session: Session, client: BlowingOffClient, text: str) -> str:
     """The id of the home that `text` means, made if there is none."""
     homes = await client.find(entity_type="home")
     found = [one for one in homes if one.id == text or one.name.casefold() == text.casefold()]
-    found = found or [one for one in homes if one.id.startswith(text.lower())]
+    found = found or [one for one in homes if text and one.id.startswith(text.lower())]
     if len(found) > 1:
         raise _ambiguous(text, found)
     if found:
@@ -866,7 +866,8 @@ def _imported(session: Session, tally: Tally, unread: Sequence[Unread]) -> int:
 def export(session: Session, file: Path | None, everything: bool) -> int:
     """Write all things and links to a file.
 
-    As JSON Lines, one a line, to FILE or standard output. `import` reads it back, here or elsewhere. With --all it is a whole backup.
+    As JSON Lines, one a line, to FILE or standard output. `import` reads it back, here or elsewhere. With --all it is
+    a whole backup.
 
     \b
       blowing-off export --all backup.jsonl
@@ -896,8 +897,9 @@ def export(session: Session, file: Path | None, everything: bool) -> int:
 def import_(session: Session, file: Path) -> int:
     """Read back what `export` wrote.
 
-    From FILE or, named -, from standard input. Things come back as the versions that they were. Reading a file twice changes nothing, and what is newer here stays:
-    what the file holds then goes into the history. A line that cannot be read is told, and all others go in.
+    From FILE or, named -, from standard input. Things come back as the versions that they were. Reading a file twice
+    changes nothing, and what is newer here stays: what the file holds then goes into the history. A line that cannot
+    be read is told, and all others go in.
 
     \b
       blowing-off import backup.jsonl

@@ -1130,24 +1130,14 @@ def parts(outcome: Outcome) -> list[Part]:
         empty="There were no conflicts.",
     )
     lost = [write for write in outcome.writes if write.found == "lost"]
+    made, current, kept = len(outcome.writes), outcome.number("current"), outcome.number("kept")
+    equal = "what the server tells, what a full read of it adds up to, and what both v2 clients hold"
     facts = [
-        ("imported", f"{outcome.imported} devices from files, {len(outcome.unread)} records could not be read"),
-        (
-            "equal",
-            "the digest that the server tells, the one counted anew over a full read, and those of both v2 clients"
-            if outcome.converged
-            else "NO: not everybody holds the same",
-        ),
-        ("server", f"{outcome.server_digest[:16]} told, {outcome.counted_digest[:16]} counted"),
-        (
-            "v1 and v7",
-            "compared with what a v1 client gets that has never been here; what v1 cannot see is not in that",
-        ),
-        (
-            "writes",
-            f"{len(outcome.writes)} made: {outcome.number('current')} found in current rows, {outcome.number('kept')} "
-            f"in rows that are kept, {len(lost)} lost",
-        ),
+        ("imported", f"{outcome.imported} devices from files; {len(outcome.unread)} records could not be read"),
+        ("digest", f"{outcome.server_digest[:16]} told by the server, {outcome.counted_digest[:16]} counted anew"),
+        ("equal", equal if outcome.converged else "NO: not everybody holds the same"),
+        ("v1 and v7", "compared with what a v1 client gets that has never been here; it cannot see the rest"),
+        ("writes", f"{made} made: {current} found in current rows, {kept} in rows that are kept, {len(lost)} lost"),
     ]
     result: list[Part] = [clients, conflicts, Facts(pairs=facts)]
     if outcome.unread:

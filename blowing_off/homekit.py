@@ -325,7 +325,7 @@ class _Reader:
         self._place: list[str] = []
         self._pointer = [pointer]
         self._characteristics: set[int] = set()
-        self._unread: list[tuple[str, str, str]] = []
+        self._unread: list[tuple[str, str, tuple[str, ...]]] = []
 
     def enter(self, word: str, index: int, key: str, id_: int | None) -> None:
         """Go to the record that is number `index` of its list; `id_` is what it has under `key`, as far as known."""
@@ -339,8 +339,10 @@ class _Reader:
     def unread(self, device: str) -> list[Unread]:
         """What could not be read of the accessory whose id is `device`."""
         return [
-            Unread(place=place, reason=reason, by_hand=shlex.join(["blowing-off", "edit", device, "--set", setting]))
-            for place, reason, setting in self._unread
+            Unread(
+                place=place, reason=reason, by_hand=shlex.join(["blowing-off", "set", device, _setting(device, *iids)])
+            )
+            for place, reason, iids in self._unread
         ]
 
     def device(self, raw: Raw) -> tuple[int, Draft]:
@@ -355,8 +357,8 @@ class _Reader:
             try:
                 self._service(record, services)
             except _UnreadableError as error:
-                free = "IID" if iid is None or str(iid) in services else iid
-                self._report(error, f"services.{free}={_SERVICE_BY_HAND}")
+                free = "ID" if iid is None or str(iid) in services else str(iid)
+                self._report(error, free)
             self._leave()
 
         facts = _facts(services)
@@ -371,8 +373,7 @@ class _Reader:
             "is_reachable": True,
             "is_blocked": False,
             "is_bridge": is_bridge,
-            "aid": aid if aid <= EXACT_MAX else str(aid),
-            "services": services,
+            "aid": _told(aid),
         }
         if "hardware-revision" in facts:
             content["hardware_version"] = facts["hardware-revision"]
@@ -380,6 +381,7 @@ class _Reader:
             content["category"] = category
         name = _line(facts.get("name", "")) or _line(facts.get("model", "")) or f"Accessory {aid}"
         id_ = uuid5("homekit", _identity(facts, aid, self._file))
+        content["services"] = _under_own_ids(id_, services)
         return aid, Draft(id=id_, entity_type="device", name=name, content=content)
 
     def _service(self, raw: Raw, services: dict[str, dict[str, Any]]) -> None:
@@ -397,8 +399,8 @@ class _Reader:
             try:
                 self._characteristic(record, characteristics)
             except _UnreadableError as error:
-                free = "IID" if own is None or own in self._characteristics else own
-                self._report(error, f"services.{iid}.characteristics.{free}={_CHARACTERISTIC_BY_HAND}")
+                free = "ID" if own is None or own in self._characteristics else str(own)
+                self._report(error, iid, free)
             self._leave()
 
         services[iid] = {
@@ -446,12 +448,43 @@ class _Reader:
         self._place.pop()
         self._pointer.pop()
 
-    def _report(self, error: _UnreadableError, setting: str) -> None:
-        self._unread.append((self.where(), error.reason, setting))
+    def _report(self, error: _UnreadableError, *iids: str) -> None:
+        self._unread.append((self.where(), error.reason, iids))
 
 
 _SERVICE_BY_HAND: Final = '{"service_type": "TYPE", "name": "NAME", "characteristics": {}}'
 _CHARACTERISTIC_BY_HAND: Final = '{"characteristic_type": "TYPE", "value": "VALUE"}'
+
+
+def _told(id_: int) -> int | str:
+    """An aid or iid as every JSON reader holds it: the largest ones only as text."""
+    return id_ if id_ <= EXACT_MAX else str(id_)
+
+
+def _part_id(device: str, iid: str) -> str:
+    """The id of a part of `device`: v1 clients know services and characteristics by ids that no other device has."""
+    return iid if iid == "ID" else uuid5(device, iid)
+
+
+def _under_own_ids(device: str, services: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`services`, keyed by iid, with ids of their own instead and the iids inside."""
+    found = {}
+    for iid, service in services.items():
+        inside = {
+            _part_id(device, f"{iid}.{own}"): {"iid": _told(int(own)), **characteristic}
+            for own, characteristic in service["characteristics"].items()
+        }
+        linked = {"linked": [_part_id(device, other) for other in service["linked"]]} if "linked" in service else {}
+        found[_part_id(device, iid)] = {"iid": _told(int(iid)), **service, **linked, "characteristics": inside}
+    return found
+
+
+def _setting(device: str, service: str, characteristic: str | None = None) -> str:
+    """What sets a part of `device` by hand."""
+    if characteristic is None:
+        return f"services.{_part_id(device, service)}={_SERVICE_BY_HAND}"
+    own = characteristic if characteristic == "ID" else f"{service}.{characteristic}"
+    return f"services.{_part_id(device, service)}.characteristics.{_part_id(device, own)}={_CHARACTERISTIC_BY_HAND}"
 
 
 def _add_device(name: str) -> str:

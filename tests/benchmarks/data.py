@@ -11,7 +11,7 @@ from inbetweenies.limits import canonical
 from inbetweenies.model import Ask, Change, Entity, Relationship, make_version
 from inbetweenies.wire import load
 
-MADE = 1_781_516_462_000_000  # microseconds; when the home was entered
+MADE = 1_760_000_000_000_000  # microseconds; when the home was entered
 SECOND = 1_000_000
 USER = "ann"
 FEATURES = frozenset({"paging", "acks", "digest", "edges"})

@@ -57,6 +57,7 @@ class Server(Process):
     def __init__(self, db: Path) -> None:
         self.db = db
         self._tokens: dict[str, str] = {}
+        self.token("default")  # before it starts, or it remarks that there are none
         super().__init__("inbetweenies.cli", "serve", "--db", str(db), "--port", "0")
         self.url = self.said.rpartition(" ")[2]
 

@@ -9,6 +9,7 @@ import threading
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -26,7 +27,27 @@ Json = Any
 
 def load(value: Json, *, source: str = "home.json", home_id: str | None = None, graph: str = "") -> Import:
     # Python writes NaN, Infinity and halves of surrogate pairs, which JSON does not have: so do the files we meet.
-    return read(json.dumps(value).encode(), source=source, home_id=home_id, graph=graph)
+    return by_iid(read(json.dumps(value).encode(), source=source, home_id=home_id, graph=graph))
+
+
+def by_iid(result: Import) -> Import:
+    """`result` with services and characteristics under the iids of the database, which is how tests speak of them."""
+    return msgspec.structs.replace(result, drafts=tuple(map(draft_by_iid, result.drafts)))
+
+
+def draft_by_iid(draft: Draft) -> Draft:
+    services = draft.content["services"]
+    iids = {key: str(service["iid"]) for key, service in services.items()}
+    plain = {}
+    for key, service in services.items():
+        inside = {
+            str(each["iid"]): {name: value for name, value in each.items() if name != "iid"}
+            for each in service["characteristics"].values()
+        }
+        linked = {"linked": [iids.get(other, other) for other in service["linked"]]} if "linked" in service else {}
+        without = {name: value for name, value in service.items() if name != "iid"}
+        plain[iids[key]] = {**without, **linked, "characteristics": inside}
+    return msgspec.structs.replace(draft, content={**draft.content, "services": plain})
 
 
 # --- databases ----------------------------------------------------------------------------------------------------
@@ -135,7 +156,7 @@ def check(result: Import) -> None:
         assert "`" not in unread.reason
         assert len(unread.reason) <= homekit.REASON_MAX
         assert len(unread.place.splitlines()) == 1
-        assert shlex.split(unread.by_hand)[:2] in (["blowing-off", "add"], ["blowing-off", "edit"])
+        assert shlex.split(unread.by_hand)[:2] in (["blowing-off", "add"], ["blowing-off", "set"])
 
 
 # --- properties ---------------------------------------------------------------------------------------------------
@@ -692,7 +713,21 @@ def test_a_repeated_iid_costs_the_second_record_only() -> None:
         "service 4 (iid 8): characteristic 1 (iid 6), at /0/services/3/characteristics/0",
     ]
     # The command must not overwrite the record that was read under that iid.
-    assert all("IID=" in unread.by_hand for unread in result.unread)
+    assert all("ID=" in unread.by_hand for unread in result.unread)
+
+
+def test_parts_of_two_devices_with_the_same_iids_have_ids_of_their_own() -> None:
+    lamp = service(5, "43", characteristic(6))
+    raw = read(json.dumps([accessory(1, lamp), accessory(2, lamp)]).encode(), source="home.json")
+    ids = [
+        id_
+        for draft in raw.drafts
+        for key, part in draft.content["services"].items()
+        for id_ in (key, *part["characteristics"])
+    ]
+
+    assert len(ids) == len(set(ids)) == 6
+    assert {UUID(id_).version for id_ in ids} == {5}
 
 
 def test_a_service_and_a_characteristic_may_share_an_iid() -> None:
@@ -705,14 +740,13 @@ def test_the_command_by_hand_names_the_device_and_the_place_in_it() -> None:
     )
 
     device = result.drafts[0].id
-    assert [shlex.split(unread.by_hand)[:4] for unread in result.unread] == [
-        ["blowing-off", "edit", device, "--set"]
-    ] * 3
-    settings = [shlex.split(unread.by_hand)[4].partition("=") for unread in result.unread]
+    assert [shlex.split(unread.by_hand)[:3] for unread in result.unread] == [["blowing-off", "set", device]] * 3
+    settings = [shlex.split(unread.by_hand)[3].partition("=") for unread in result.unread]
+    lamp, dimmer, other = (uuid5(device, iid) for iid in ("5", "5.6", "7"))
     assert [setting[0] for setting in settings] == [
-        "services.5.characteristics.6",
-        "services.5.characteristics.IID",
-        "services.7",
+        f"services.{lamp}.characteristics.{dimmer}",
+        f"services.{lamp}.characteristics.ID",
+        f"services.{other}",
     ]
     assert all(isinstance(json.loads(setting[2]), dict) for setting in settings)
 

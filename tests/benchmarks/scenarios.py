@@ -1,0 +1,481 @@
+"""The scenarios: what is done, what is measured of it, and what it is held against.
+
+The server is always `inbetweenies serve` in a process of its own: its CPU is that of the whole process, HTTP,
+authentication and fsync included. Every answer is checked for what it should hold.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import cached_property, partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+from msgspec import Struct
+
+from blowing_off.store import LocalStore
+from inbetweenies.limits import Limits, gate
+from inbetweenies.replica import State, copy_of
+from inbetweenies.router import ProtocolFallback
+from inbetweenies.wire import load, v2
+
+from . import data
+from .floors import ClientFloor, ServerFloor
+from .measure import (
+    MB,
+    Figure,
+    Row,
+    bounded,
+    cpu_of,
+    forget_peak,
+    held_against,
+    in_turns,
+    memory_of,
+    own_cpu,
+    wall,
+)
+from .processes import Client, Peer, Server
+
+MS: Final = 1_000
+
+
+class Sizes(Struct, frozen=True, kw_only=True):
+    """How much of everything. The targets are about the defaults."""
+
+    message: int = 1_000
+    many: int = 10_000
+    huge: int = 100_000
+    small: int = 1_000
+    delta: int = 10
+    clients: int = 16
+    batches: int = 48
+    batch: int = 100
+    turns: int = 5
+    short_turns: int = 15
+    long_turns: int = 2
+
+
+QUICK: Final = Sizes(
+    message=50, many=100, huge=300, small=100, clients=4, batches=8, batch=10, turns=1, short_turns=1, long_turns=1
+)
+
+
+class Told(Struct):
+    """What is looked at of an answer."""
+
+    changes: list[msgspec.Raw]
+    applied: list[str] = []
+    applied_relationships: list[str] = []
+    cursor: str | None = None
+    more: bool = False
+
+
+_told = msgspec.json.Decoder(Told)
+
+
+class Bench:
+    """Files, servers and graphs, made when a scenario first asks for them and gone at the end."""
+
+    def __init__(self, folder: Path, sizes: Sizes, say: Callable[[str], object]) -> None:
+        self.folder = folder
+        self.sizes = sizes
+        self.say = say
+        self._end = ExitStack()
+        self._names = count()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+
+    def path(self, stem: str) -> Path:
+        """A file that is not there yet."""
+        return self.folder / f"{stem}-{next(self._names)}.db"
+
+    @cached_property
+    def server(self) -> Server:
+        """The server that most scenarios share."""
+        return self._end.enter_context(Server(self.path("server")))
+
+    @cached_property
+    def many(self) -> str:
+        """A graph of `Sizes.many` entities with an edge each, on `server`."""
+        self.fill("many", self.sizes.many)
+        return "many"
+
+    def fill(self, graph: str, entities: int) -> None:
+        """Push a home of so many entities, with an edge each, into `graph`."""
+        self.say(f"filling a graph with {entities:,} entities and as many edges")
+        with self.server.peer(graph) as peer:
+            for changes in _chunks(data.home(entities), 10_000):
+                assert len(_told.decode(peer.post(data.push(changes))).applied) == len(changes)
+
+    def pulled(self, peer: Peer, bodies: list[bytes] | None = None) -> int:
+        """Pull everything page by page, as our client does; how many rows there were."""
+        cursor: str | None = None
+        rows = 0
+        while True:
+            answer = peer.post(data.pull(cursor))
+            told = _told.decode(answer)
+            rows += _rows(told)
+            cursor = told.cursor
+            if bodies is not None:
+                bodies.append(answer)
+            if not told.more:
+                return rows
+
+
+class _Loose(Struct):
+    entity: Any = None
+    relationships: list[msgspec.Raw] = []
+
+
+_loose = msgspec.json.Decoder(_Loose)
+
+
+def _rows(told: Told) -> int:
+    return sum((change.entity is not None) + len(change.relationships) for change in map(_loose.decode, told.changes))
+
+
+def _chunks(changes: tuple[Any, ...], size: int) -> list[tuple[Any, ...]]:
+    return [changes[start : start + size] for start in range(0, len(changes), size)]
+
+
+# --- in this process ----------------------------------------------------------------------------------------------
+
+
+def codec_decode(bench: Bench) -> list[Row]:
+    """Gate and typed decode of a push, over plain msgspec decode of the same structs."""
+    body = data.push(data.home(bench.sizes.message))
+    limits, wire, plain = Limits(), load()[data.V2], msgspec.json.Decoder(v2.Request)
+
+    def ours() -> None:
+        gate(body, limits)
+        wire.decode(body, limits=limits)
+
+    values, floors = in_turns(bench.sizes.short_turns, *_often(5, ours, lambda: plain.decode(body)))
+    note = f"CPU in this process; {len(body) / 1024:.0f} KiB, {bench.sizes.message:,} entities with an edge each"
+    return [held_against("codec_decode", values, floors, unit="ms", scale=MS, most=3, note=note)]
+
+
+def route(bench: Bench) -> list[Row]:
+    """All that the router does with a push, over its gate and typed decode alone."""
+    body = data.push(data.home(bench.sizes.message))
+    limits, router, wire = Limits(), ProtocolFallback(), load()[data.V2]
+
+    def decoded() -> None:
+        gate(body, limits)
+        wire.decode(body, limits=limits)
+
+    values, floors = in_turns(bench.sizes.short_turns, *_often(5, lambda: router.route(body), decoded))
+    note = "CPU in this process; the whole of `route`, over gate and typed decode of the same body"
+    return [held_against("route", values, floors, unit="ms", scale=MS, most=1.2, note=note)]
+
+
+def _often(times: int, *works: Callable[[], object]) -> list[Callable[[], float]]:
+    def often(work: Callable[[], object]) -> float:
+        return own_cpu(lambda: [work() for _ in range(times)]) / times
+
+    return [partial(often, work) for work in works]
+
+
+# --- the server's CPU ---------------------------------------------------------------------------------------------
+
+
+def push_10k(bench: Bench) -> list[Row]:
+    """One push of everything, durable, over one `executemany` of the rows that it stored."""
+    server, many = bench.server, bench.sizes.many
+    body = data.push(data.home(many))
+    graphs = count()
+
+    def ours() -> float:
+        with server.peer(f"push {next(graphs)}") as peer:
+            peer.health()
+            before = cpu_of(server.pid)
+            answer = peer.post(body)
+            used = cpu_of(server.pid) - before
+        told = _told.decode(answer)
+        assert (len(told.applied), len(told.applied_relationships)) == (many, many)
+        return used
+
+    ours()
+    with closing(ServerFloor(server.db, "push 0", bench.path("floor"))) as floor:
+        values, floors = in_turns(bench.sizes.turns, ours, floor.write)
+    note = f"server process CPU; one message of {len(body) / MB:.1f} MB; floor: executemany of its {2 * many:,} rows"
+    return [held_against("push_10k", values, floors, unit="ms", scale=MS, most=5, note=note)]
+
+
+def pull_10k(bench: Bench) -> list[Row]:
+    """A first pull, page by page as our client does it, over one bare SELECT of its rows."""
+    server, many, graph = bench.server, bench.sizes.many, bench.many
+    with server.peer(graph) as peer, closing(ServerFloor(server.db, graph, bench.path("floor"))) as floor:
+        floor.write()
+        paged = _pull_cpu(bench, peer)
+        values, whole, floors = in_turns(bench.sizes.turns, paged, lambda: _whole_cpu(bench, peer), floor.read)
+    worse = held_against("pull_10k", whole, floors, unit="ms", scale=MS, most=4, note="").figure
+    note = (
+        f"server process CPU; {2 * many:,} rows in pages of 1,000; as one answer to a deployed client"
+        f" {worse.median:.0f} ms, {worse.ratio:.1f}x"
+    )
+    return [held_against("pull_10k", values, floors, unit="ms", scale=MS, most=4, note=note)]
+
+
+def _pull_cpu(bench: Bench, peer: Peer) -> Callable[[], float]:
+    def work() -> float:
+        before = cpu_of(bench.server.pid)
+        cursor: str | None = None
+        answers = []
+        more = True
+        while more:
+            answers.append(peer.post(data.pull(cursor)))
+            told = _told.decode(answers[-1])
+            cursor, more = told.cursor, told.more
+        used = cpu_of(bench.server.pid) - before
+        assert sum(_rows(_told.decode(answer)) for answer in answers) == 2 * bench.sizes.many
+        return used
+
+    return work
+
+
+def _whole_cpu(bench: Bench, peer: Peer) -> float:
+    body = data.pull(None, features=frozenset())
+    before = cpu_of(bench.server.pid)
+    answer = peer.post(body)
+    used = cpu_of(bench.server.pid) - before
+    assert _rows(_told.decode(answer)) == 2 * bench.sizes.many
+    return used
+
+
+def v1_full_10k(bench: Bench) -> list[Row]:
+    """The same graph as v1 records, over pulling it page by page."""
+    server, many, graph = bench.server, bench.sizes.many, bench.many
+    with server.peer(graph) as peer:
+
+        def ours() -> float:
+            before = cpu_of(server.pid)
+            answer = peer.post(data.PULL_V1)
+            used = cpu_of(server.pid) - before
+            assert len(_told.decode(answer).changes) == many
+            return used
+
+        values, floors = in_turns(bench.sizes.turns, ours, _pull_cpu(bench, peer))
+    note = f"server process CPU; {many:,} records of all types in one answer; floor: pull_10k in the same run"
+    return [held_against("v1_full_10k", values, floors, unit="ms", scale=MS, most=3, note=note)]
+
+
+def delta_10_in_100k(bench: Bench) -> list[Row]:
+    """Ten edits pushed by one device and pulled by another, in a large graph over a small one."""
+    server, sizes = bench.server, bench.sizes
+    rounds = count(1)
+    with server.peer("small") as small, server.peer("huge") as huge:
+        bench.fill("small", sizes.small)
+        bench.fill("huge", sizes.huge)
+        works = [
+            partial(_delta, bench, peer, list(data.home(entities)[-sizes.delta :]), _cursor(peer), rounds)
+            for peer, entities in ((huge, sizes.huge), (small, sizes.small))
+        ]
+        values, floors = in_turns(sizes.turns, *works)
+    note = f"server process CPU; {sizes.delta} edits pushed and pulled by cursor, mean of {_DELTAS} times"
+    return [held_against("delta_10_in_100k", values, floors, unit="ms", scale=MS, most=1.5, note=note)]
+
+
+_DELTAS: Final = 20
+
+
+def _cursor(peer: Peer) -> list[str]:
+    """The end of a graph, as a cursor in a list, to be moved on."""
+    # A page of one row would do, but an answer to a push ends at the head as well and needs no walk there.
+    told = _told.decode(peer.post(data.push((data.edited(data.home(1)[0], 0),))))
+    while told.more:
+        told = _told.decode(peer.post(data.pull(told.cursor)))
+    assert told.cursor is not None
+    return [told.cursor]
+
+
+def _delta(bench: Bench, peer: Peer, edits: list[Any], cursor: list[str], rounds: Any) -> float:
+    used = 0.0
+    for _ in range(_DELTAS):
+        edits[:] = [data.edited(change, next(rounds)) for change in edits]
+        push, pull = data.push(tuple(edits), cursor=cursor[0]), data.pull(cursor[0])
+        before = cpu_of(bench.server.pid)
+        answers = peer.post(push), peer.post(pull)
+        used += cpu_of(bench.server.pid) - before
+        pushed, told = map(_told.decode, answers)
+        assert len(pushed.applied) == len(told.changes) == len(edits)
+        assert told.cursor is not None
+        cursor[0] = told.cursor
+    return used / _DELTAS
+
+
+# --- client and server --------------------------------------------------------------------------------------------
+
+_GRAPH: Final = "shared"
+
+
+def sync_10k(bench: Bench) -> list[Row]:
+    """One client pushes all it has, another one pulls it: CPU of both and of the server, durable everywhere."""
+    many = bench.sizes.many
+    seed = bench.path("seed")
+    _seed(seed, many)
+    last: list[Path] = []
+
+    def ours() -> float:
+        first, second = bench.path("first"), bench.path("second")
+        shutil.copy(seed, first)
+        last[:] = [second]
+        with Server(bench.path("server")) as server, Client(first, server, _GRAPH) as one:
+            with server.peer(_GRAPH) as peer:
+                peer.health()
+            with Client(second, server, _GRAPH) as other:
+                pids = server.pid, one.pid, other.pid
+                before = sum(map(cpu_of, pids))
+                pushed, pulled = one.sync(), other.sync()
+                used = sum(map(cpu_of, pids)) - before
+            assert (pushed["pushed"], pulled["pulled"]) == (2 * many, 2 * many)
+            assert pushed["equal"] and pulled["equal"]
+            last.append(server.db)
+        return used
+
+    ours()
+    client = ClientFloor(seed, last[0])
+    with closing(ServerFloor(last[1], _GRAPH, bench.path("floor"))) as server:
+
+        def floor() -> float:
+            first = bench.path("first")
+            shutil.copy(seed, first)
+            return client.push(first) + server.write() + server.read() + client.pull(bench.path("second"))
+
+        values, floors = in_turns(max(bench.sizes.turns - 2, 1), ours, floor)
+    note = (
+        f"CPU of two client processes and a server process; {2 * many:,} rows pushed by one client and pulled by the"
+        " other; floor: what these three files read and write, one SELECT or one executemany for each table"
+    )
+    return [held_against("sync_10k", values, floors, unit="ms", scale=MS, most=8, note=note)]
+
+
+def _seed(db: Path, entities: int) -> None:
+    """A client's store with so many entities, and an edge each, that were never pushed."""
+    with closing(LocalStore(db)) as store, store.transaction():
+        store.put_state(State(device="seed", user=data.USER))
+        changes = data.home(entities)
+        store.write(copy_of(change.entity) for change in changes if change.entity is not None)
+        store.write(copy_of(edge) for change in changes for edge in change.relationships)
+
+
+def first_sync_100k(bench: Bench) -> list[Row]:
+    """The first sync of a new client with a large graph: the peak of client and server over what they hold idle."""
+    huge = bench.sizes.huge
+    db = bench.path("server")
+    with Server(db) as server, server.peer(_GRAPH) as peer:
+        bench.say(f"filling a graph with {huge:,} entities and as many edges")
+        for changes in _chunks(data.home(huge), 10_000):
+            peer.post(data.push(changes))
+
+    clients: list[float] = []
+    servers: list[float] = []
+    seconds: list[float] = []
+    for _ in range(bench.sizes.long_turns):
+        with Server(db) as server, Client(bench.path("client"), server, _GRAPH) as client:
+            with server.peer(_GRAPH) as peer:
+                peer.health()
+            idle = [memory_of(process.pid, peak=False) for process in (client, server)]
+            for process in (client, server):
+                forget_peak(process.pid)
+            told: dict[str, Any] = {}
+            seconds.append(wall(lambda client=client, told=told: told.update(client.sync())))  # type: ignore[misc]
+            assert (told["pulled"], told["equal"]) == (2 * huge, True)
+            clients.append(memory_of(client.pid, peak=True) - idle[0])
+            servers.append(memory_of(server.pid, peak=True) - idle[1])
+    told_ = f"{2 * huge:,} rows in {min(seconds):.1f} s; peak resident memory over that of the idle process"
+    return [
+        bounded("first_sync_100k.client", clients, unit="MB", most=64, note=told_),
+        bounded("first_sync_100k.server", servers, unit="MB", most=64, note=told_),
+    ]
+
+
+# --- latency and throughput ---------------------------------------------------------------------------------------
+
+
+def idle_pull(bench: Bench) -> list[Row]:
+    """A pull when there is nothing new, over the cheapest request that there is."""
+    with bench.server.peer(bench.many) as peer:
+        bodies: list[bytes] = []
+        bench.pulled(peer, bodies)
+        body = data.pull(_told.decode(bodies[-1]).cursor)
+        answer = peer.post(body)
+        assert not _told.decode(answer).changes
+        times = 200 if bench.sizes.turns > 1 else 20
+
+        def each(work: Callable[[], object]) -> float:
+            return MS * sorted(wall(work) for _ in range(times))[times // 2]
+
+        works = partial(each, lambda: peer.post(body)), partial(each, peer.health)
+        values, floors = in_turns(bench.sizes.turns, *works)
+    note = f"seen by the client, loopback, kept connection; the median of {times}, several times; floor: GET /health"
+    size = float(len(answer))
+    return [
+        bounded("idle_pull", values, unit="ms", most=2, note=note, floors=floors),
+        bounded("idle_pull.body", [size], unit="B", most=600, note="the answer's body; HTTP headers are not counted"),
+    ]
+
+
+def concurrent_push(bench: Bench) -> list[Row]:
+    """Batches pushed into one graph by many clients at once, over the same number pushed by one client alone."""
+    sizes, server = bench.sizes, bench.server
+    rounds = count()
+    changes = data.home(sizes.batch)
+
+    def pushed(clients: int) -> float:
+        """Changes a second."""
+        stem = f"{next(rounds)}-"
+        bodies = [
+            data.push(tuple(data.renamed(change, f"{stem}{number}-") for change in changes))
+            for number in range(sizes.batches)
+        ]
+        shares = [bodies[number::clients] for number in range(clients)]
+        with ExitStack() as end, ThreadPoolExecutor(clients) as threads:
+            peers = [end.enter_context(server.peer("crowd")) for _ in range(clients)]
+            jobs = [(peer, share) for peer, share in zip(peers, shares, strict=True)]
+            seconds = wall(lambda: answers.extend(threads.map(_posted, jobs)))
+        assert sum(answers[-clients:]) == sizes.batches * sizes.batch
+        return sizes.batches * sizes.batch / seconds
+
+    answers: list[int] = []
+    server.token("crowd")
+    values, floors = in_turns(sizes.turns, lambda: pushed(sizes.clients), lambda: pushed(1))
+    row = held_against("concurrent_push", values, floors, unit="changes/s", most=1, note="")
+    ratio = row.figure.ratio or 0.0
+    fields = {name: getattr(row.figure, name) for name in Figure.__struct_fields__} | {"target": ">= 1x"}
+    note = (
+        f"wall; {sizes.clients} connections, {sizes.batches} batches of {sizes.batch} changes with an edge each, one"
+        " graph; floor: the same over one connection"
+    )
+    return [Row(figure=Figure(**fields), met=ratio >= 1, note=note)]
+
+
+def _posted(job: tuple[Peer, list[bytes]]) -> int:
+    peer, bodies = job
+    return sum(len(_told.decode(peer.post(body)).applied) for body in bodies)
+
+
+SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        codec_decode,
+        route,
+        push_10k,
+        pull_10k,
+        sync_10k,
+        delta_10_in_100k,
+        idle_pull,
+        v1_full_10k,
+        first_sync_100k,
+        concurrent_push,
+    )
+}
