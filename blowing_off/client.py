@@ -9,12 +9,14 @@ Read `_Sync._round`: it is one message, there and back. What to say and what an 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -77,11 +79,12 @@ EDGES_PATH: Final = "/api/v1/graph/relationships"
 VERSIONS_PATH: Final = "/api/v1/graph/entities/{}/versions"
 
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
+HISTORY_S: Final = 5.0  # how long a person waits for what may be more, when much is there already
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
 LABEL_BYTES_MAX: Final = 256  # user and device: a row version holds the user and has an end itself
 CHUNK: Final = 100  # marks read at a time
 #: What an answer may be, larger than a request: a deployed server tells its whole graph at once.
-ANSWER_LIMITS: Final = Limits(body_bytes_max=256 * 2**20, nodes_max=2**24)
+ANSWER_LIMITS: Final = Limits(body_bytes_max=256 * 2**20, nodes_max=2**22)
 ROW_LIMITS: Final = Limits()
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
@@ -522,10 +525,10 @@ class BlowingOffClient:
             for held in self.store.history(id)
         ]
         known = {version.entity.version for version in versions}
-        try:
-            told = await self._server_versions(id)
-        except (NotConnected, TransportError):
-            told = []
+        told: list[Entity] = []
+        with suppress(NotConnected, TransportError, TimeoutError):
+            async with asyncio.timeout(HISTORY_S):
+                told = await self._server_versions(id)
         versions += [
             Version(entity=entity, current=False, pending=False, source="server")
             for entity in told

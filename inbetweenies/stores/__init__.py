@@ -163,7 +163,7 @@ class BaseTransaction(AbstractAsyncContextManager["BaseTransaction"]):
         self._devices: dict[str, Device] = {}
         self._entered = False
         self._open = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     @abstractmethod
     def _begin(self) -> Head:
@@ -214,7 +214,7 @@ class BaseTransaction(AbstractAsyncContextManager["BaseTransaction"]):
         self._usable()
         try:
             held = self._held(reads)
-        except Exception as error:
+        except BaseException as error:
             self._error = error
             raise
         if reads.device is None:
@@ -237,7 +237,7 @@ class BaseTransaction(AbstractAsyncContextManager["BaseTransaction"]):
                 self._head = writes.head or self._head
             else:
                 self._check_hint(writes)
-        except Exception as error:
+        except BaseException as error:
             self._error = error
             raise
         if writes.device is not None:

@@ -6,6 +6,7 @@ from functools import cache
 from random import Random
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from inbetweenies.limits import canonical
 from inbetweenies.model import Ask, Change, Entity, Relationship, make_version
@@ -89,7 +90,7 @@ def renamed(change: Change, stem: str) -> Change:
     """The same change under ids of its own, its edge leading to itself, so that it can be pushed to any graph."""
     entity = change.entity
     assert entity is not None
-    again = Entity(**{name: getattr(entity, name) for name in Entity.__struct_fields__} | {"id": f"{stem}{entity.id}"})
+    again = replace(entity, id=f"{stem}{entity.id}")
     edge = Relationship(
         id=f"{stem}edge-{entity.id}",
         version=entity.version,
@@ -107,10 +108,9 @@ def edited(change: Change, round_: int) -> Change:
     """The next row of the same device, made `round_` seconds after the one before."""
     entity = change.entity
     assert entity is not None
-    fields = {name: getattr(entity, name) for name in Entity.__struct_fields__}
     version = make_version(MADE + (100_000 + round_) * SECOND, 0, USER)
-    fields |= {"version": version, "parent_versions": (entity.version,), "name": f"{entity.name.split(' #')[0]} #{round_}"}
-    return Change(entity=Entity(**fields))
+    name = f"{entity.name.partition(' #')[0]} #{round_}"
+    return Change(entity=replace(entity, version=version, parent_versions=(entity.version,), name=name))
 
 
 def push(changes: tuple[Change, ...], *, features: frozenset[str] = FEATURES, cursor: str | None = None) -> bytes:

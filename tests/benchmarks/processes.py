@@ -1,4 +1,4 @@
-"""The two processes that are measured: the server as `inbetweenies serve` runs it, and a client that syncs when told."""
+"""The processes that are measured: the server as `inbetweenies serve` runs it, a client that syncs when told to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import http.client
 import json
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, Self
 from inbetweenies.auth import SqliteTokens
 
 SYNC = "/api/v1/sync/"
+IDLE_SECONDS = 2
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,6 +81,7 @@ class Peer:
     def __init__(self, url: str, token: str) -> None:
         self._http = http.client.HTTPConnection(url.partition("//")[2], timeout=120)
         self._http.connect()
+        self._used = time.monotonic()
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
 
     def __enter__(self) -> Self:
@@ -98,9 +101,12 @@ class Peer:
         return self._exchange("GET", "/health", None)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> bytes:
+        if time.monotonic() - self._used > IDLE_SECONDS:
+            self._http.close()  # the server hangs up about now; the next request connects anew
         self._http.request(method, path, body, self._headers)
         with self._http.getresponse() as response:
             answer = response.read()
+        self._used = time.monotonic()
         if response.status != 200:
             raise RuntimeError(f"expected 200; got {response.status}: {answer[:500]!r}")
         return answer

@@ -273,9 +273,9 @@ def delta_10_in_100k(bench: Bench) -> list[Row]:
     """Ten edits pushed by one device and pulled by another, in a large graph over a small one."""
     server, sizes = bench.server, bench.sizes
     rounds = count(1)
+    bench.fill("small", sizes.small)
+    bench.fill("huge", sizes.huge)
     with server.peer("small") as small, server.peer("huge") as huge:
-        bench.fill("small", sizes.small)
-        bench.fill("huge", sizes.huge)
         works = [
             partial(_delta, bench, peer, list(data.home(entities)[-sizes.delta :]), _cursor(peer), rounds)
             for peer, entities in ((huge, sizes.huge), (small, sizes.small))
@@ -338,7 +338,7 @@ def sync_10k(bench: Bench) -> list[Row]:
                 pushed, pulled = one.sync(), other.sync()
                 used = sum(map(cpu_of, pids)) - before
             assert (pushed["pushed"], pulled["pulled"]) == (2 * many, 2 * many)
-            assert pushed["equal"] and pulled["equal"]
+            assert (pushed["equal"], pulled["equal"]) == (True, True)
             last.append(server.db)
         return used
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import subprocess
@@ -1148,6 +1149,20 @@ async def test_a_history_that_the_server_tells_badly_is_the_one_that_is_here(hom
         assert [lamp] == [version.entity for version in await ann.history(lamp.id)]
 
 
+async def test_a_history_does_not_wait_for_a_silent_server(
+    home: Home, ann: BlowingOffClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def get(path: str) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    lamp = await ann.add("device", "Lamp")
+    home.get = get  # type: ignore[method-assign]
+    monkeypatch.setattr("blowing_off.client.HISTORY_S", 0.01)
+
+    assert [lamp] == [version.entity for version in await ann.history(lamp.id)]
+
+
 async def test_an_unknown_wire_version_alone_cannot_be_asked_for(home: Home) -> None:
     ann = client_of(home, versions=("inbetweenies-v9",))
     with pytest.raises(LocalProtocolError, match="a wire version that this client speaks"):
@@ -1351,5 +1366,6 @@ def home_rows(home: Home, id_: str) -> list[str]:
     return home.versions(id_)
 
 
-Fleet.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+# More with a profile that asks for more.
+Fleet.TestCase.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)
 TestFleet = Fleet.TestCase

@@ -675,7 +675,8 @@ async def test_a_thread_that_is_still_at_it_counts_until_it_is_done() -> None:
         store.go_on.set()
         await turns(lambda: not site.app._door._inside)
 
-        assert (late.status, refused.status) == (503, 503)
+        assert (late.status, late.json["got"]) == (503, "none; send it again")
+        assert (refused.status, refused.json["expected"]) == (503, "fewer requests at once")
         # It had only been given up waiting for; sent again it is the same row.
         site.app.bounds = ServerLimits()
         again = await site.ask("POST", SYNC, sync(write(entity("e1", "v1"))))

@@ -90,6 +90,7 @@ def test_a_token_is_its_prefix_its_key_id_and_256_bits(random: bytes) -> None:
     assert len(secret) == 43
     assert len(digest) == 32
     assert key_id_of(text.encode()) == key_id
+    assert key_id_of(text.encode() + b"\n") is None
 
 
 @given(st.binary(min_size=RANDOM_BYTES, max_size=RANDOM_BYTES), st.binary(min_size=RANDOM_BYTES, max_size=RANDOM_BYTES))

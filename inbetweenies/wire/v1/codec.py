@@ -278,7 +278,7 @@ class SyncPush(Struct, kw_only=True):
 
     type: Any = "sync_push"
     client_id: str | None = None
-    changes: tuple[Any, ...] | None = ()
+    changes: tuple[Any, ...] | None = None
 
 
 class Applied(Struct, kw_only=True):
@@ -468,8 +468,10 @@ def decode(body: bytes, *, path: str = "", strict: bool = False, limits: Limits)
         if strict:
             return _strict(checked_decode(_strict_push, body), limits)
         push = checked_decode(_push, body)
+        if push.changes is None:
+            raise _malformed("the field `changes`", "none", "/changes")
         client = _client(push.client_id, peek.device_id, limits)
-        items = (item_of(f"/changes/{index}", change, limits) for index, change in enumerate(push.changes or ()))
+        items = (item_of(f"/changes/{index}", change, limits) for index, change in enumerate(push.changes))
         return Push(client=client, items=tuple(items))
     if kind == "ack":
         return Done(client=_client(checked_decode(_ack, body).client_id, peek.device_id, limits))
