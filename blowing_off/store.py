@@ -476,7 +476,9 @@ class LocalStore:
                     pending[kind, id_] = tuple(marks)
             for row in rows:
                 pointer = pointers.get(row[:2])
-                if pointer is not None and pointer.theirs == row[2] and pointer.theirs_hash is not None:
+                if pointer is None:
+                    continue  # what nothing points at is told anew, which costs less than looking for it
+                if pointer.theirs == row[2] and pointer.theirs_hash is not None:
                     known[row] = pointer.theirs_hash
                     continue
                 found = self._db.execute(
@@ -611,6 +613,18 @@ class LocalStore:
         """The row that stands for `id_` here, tombstones included."""
         found = self._one(f"{_VISIBLE} WHERE p.kind = ? AND p.id = ?", kind, id_)
         return None if found is None else _copy(found)
+
+    def current(self, *, theirs: bool = False) -> list[Copy]:
+        """The row that stands for each id here, or that the server is known to hold, tombstones included."""
+        if not theirs:
+            return [_copy(found) for found in self._all(_VISIBLE)]
+        return [
+            _copy(found)
+            for found in self._all(
+                f"{_COPIES} JOIN pointers AS p ON c.kind = p.kind AND c.id = p.id"
+                " AND c.version = p.theirs AND c.hash = p.theirs_hash"
+            )
+        ]
 
     def get(self, id_: str) -> Copy | None:
         """The row that stands for the entity `id_` here, tombstones included."""

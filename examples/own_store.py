@@ -46,6 +46,7 @@ class JsonLinesStore:
     def __init__(self, path: Path, *, fsync: Callable[[int], None] = os.fsync) -> None:
         self._memory = MemoryStore()
         self._lock = threading.Lock()
+        self._named: set[str] = set()
         self._fsync = fsync
         self._file = path.open("a+b")
         self._file.seek(0)
@@ -61,9 +62,16 @@ class JsonLinesStore:
         async with self._memory.transaction(commit.graph, write=True) as tx:
             for writes in (*commit.writes, Writes(head=commit.head)):
                 await tx.write(writes)
+        self._named.add(commit.graph)
 
     def transaction(self, graph: str, *, write: bool) -> JsonLinesTransaction:
         return JsonLinesTransaction(self, graph, self._memory.transaction(graph, write=write), write=write)
+
+    def name(self, graph: str, head: Head) -> None:
+        """A graph exists, with the epoch it has, from the first time it is named; whoever read it may rely on that."""
+        if graph not in self._named:
+            self.append(Commit(graph=graph, writes=(), head=head))
+            self._named.add(graph)
 
     def append(self, commit: Commit) -> None:
         """Put a commit on the disk, or raise and leave the file as it was."""
@@ -93,6 +101,11 @@ class JsonLinesTransaction:
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
+        try:
+            self._store.name(self._graph, (await self._inner.read(Reads())).head)
+        except StoreError as failed:
+            await self._inner.__aexit__(type(failed), failed, None)
+            raise
         return self
 
     async def read(self, reads: Reads) -> Held:
