@@ -77,7 +77,7 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     screen = Screen(as_json="--json" in takewhile(lambda word: word != "--", listed))
     try:
         done = commands.main(listed, prog_name="blowing-off", standalone_mode=False, obj=Session(screen=screen))
-        sys.stdout.flush()
+        screen.flush()
     except click.UsageError as error:
         problem = _misuse(error)
     except click.ClickException as error:
@@ -85,16 +85,15 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # Whoever read has what it wanted. What is still buffered goes nowhere, or the interpreter would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        screen.give_up()  # whoever read has what it wanted
+        return FAILED
     except Problem as error:
         problem = error
     except InbetweeniesError as error:
         problem = _problem(error)
     except OSError as error:
-        where = f"expected to use {error.filename!s}" if error.filename else "expected the system to go along"
-        problem = Problem("system", f"{where}; it says: {error.strerror or type(error).__name__}")
+        what = f"expected to use {error.filename!s}" if error.filename else "expected the system to go along"
+        problem = Problem("system", f"{what}; it says: {error.strerror or type(error).__name__}")
     else:
         return done if isinstance(done, int) else DONE
     screen.problem(problem)
@@ -171,7 +170,13 @@ def default_store() -> Path:
     if sys.platform in ("win32", "darwin"):
         return Path(click.get_app_dir("blowing-off", roaming=False)) / "home.db"
     data = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(data) if Path(data).is_absolute() else Path.home() / ".local/share") / "blowing-off" / "home.db"
+    try:
+        above = Path(data) if Path(data).is_absolute() else Path.home() / ".local/share"
+    except RuntimeError:
+        raise Problem(
+            "no_home", "expected a home directory to keep the store in; this user has none", "name a file with --store"
+        ) from None
+    return above / "blowing-off" / "home.db"
 
 
 # --- the shape of commands ----------------------------------------------------------------------------------------
@@ -265,7 +270,7 @@ def commands(context: click.Context) -> None:
         context.exit(2)
 
 
-def command(name: str, *, hidden: bool = False) -> Callable[[Work], Work]:
+def command(name: str) -> Callable[[Work], Work]:
     """Register a function of the session as a command."""
 
     def register(work: Work) -> Work:
@@ -275,13 +280,13 @@ def command(name: str, *, hidden: bool = False) -> Callable[[Work], Work]:
             session.screen.as_json = session.as_json
             return work(session, **given)
 
-        commands.command(name, cls=_Verb, hidden=hidden)(call)
+        commands.command(name, cls=_Verb)(call)
         return work
 
     return register
 
 
-def verb(name: str, *, makes: bool = False, hidden: bool = False) -> Callable[[AsyncWork], AsyncWork]:
+def verb(name: str, *, makes: bool = False) -> Callable[[AsyncWork], AsyncWork]:
     """Register a coroutine function of the session and the open client as a command."""
 
     def register(work: AsyncWork) -> AsyncWork:
@@ -289,7 +294,7 @@ def verb(name: str, *, makes: bool = False, hidden: bool = False) -> Callable[[A
         def call(session: Session, **given: Any) -> int:
             return session.run(lambda client: work(session, client, **given), makes=makes)
 
-        command(name, hidden=hidden)(call)
+        command(name)(call)
         return work
 
     return register
@@ -460,7 +465,7 @@ def _token(session: Session, file: Path | None, given: str | None) -> str | None
         return words[0]
     if token := os.environ.get(TOKEN_VARIABLE, ""):
         return token
-    if not sys.stdin.isatty() or session.as_json:
+    if sys.stdin is None or not sys.stdin.isatty() or session.as_json:
         return None
     return click.prompt("Token (not shown; empty for none)", hide_input=True, default="", show_default=False) or None
 
@@ -503,6 +508,8 @@ async def status(session: Session, client: BlowingOffClient) -> int:
     now = await client.status()
     conflicts = len(_unseen(client.store, await client.conflicts()))
     session.screen.show(*status_parts(now, conflicts))
+    if now.url is None:
+        session.screen.note(f"no server is known; `{session.command('connect', 'URL')}` names one")
     return LEFT if now.pending or conflicts else DONE
 
 
@@ -658,13 +665,13 @@ async def add(
     from .transfer import merged
 
     held = merged(_object(content), _settings(pairs, removes=False))
-    _remark_type(session, entity_type)
     # Together, so that nothing is added without its place.
     place = None if inside is None else await _living(session, client, inside)
     with client.store.transaction():
         added = await client.add(entity_type, name, held, id=id_)
         if place is not None:
             await client.link(added.id, place.id, "part_of" if place.entity_type == "home" else "located_in")
+    _remark_type(session, entity_type)
     return await _did(session, client, "added", added)
 
 
@@ -686,7 +693,6 @@ def _remark_type(session: Session, entity_type: str) -> None:
 @click.option("--name", type=text, help="What it is called from now on.")
 @click.option("--type", "entity_type", type=text, help="Its type from now on.")
 @click.option("--content", type=text, metavar="JSON", help="An object to lay over its content; null removes a key.")
-@click.option("--set", "more", type=text, multiple=True, hidden=True)
 async def set_(
     session: Session,
     client: BlowingOffClient,
@@ -695,7 +701,6 @@ async def set_(
     name: str | None,
     entity_type: str | None,
     content: str | None,
-    more: tuple[str, ...],
 ) -> int:
     """Change a thing: its name, or keys of its content.
 
@@ -707,7 +712,7 @@ async def set_(
     """
     from .transfer import merged
 
-    patch = merged(_object(content), _settings([*pairs, *more], removes=True))
+    patch = merged(_object(content), _settings(pairs, removes=True))
     if not patch and name is None and entity_type is None:
         raise click.UsageError("expected something to set, such as key=value or --name; got nothing")
     if "deleted" in patch:
@@ -716,9 +721,6 @@ async def set_(
         entity = await _living(session, client, thing)
     after = await client.change(entity.id, name=name, patch=patch, entity_type=entity_type)
     return await _did(session, client, "unchanged" if after.version == entity.version else "changed", after)
-
-
-verb("edit", hidden=True)(set_)
 
 
 @verb("rm")
@@ -918,7 +920,7 @@ def import_(session: Session, file: Path) -> int:
         with session.screen.progress("Reading") as tick:
             tally, more = await bring_lines(client.store, lines, tick)
         unread = sorted([*faults, *more], key=lambda fault: fault.line)
-        rows = [(str(fault.line), fault.reason) for fault in unread]
+        rows = [(fault.line, fault.reason) for fault in unread]
         session.screen.show(*import_parts(tally.counts(), ("line", "reason"), rows))
         return FAILED if unread and not any(tally.counts().values()) else DONE
 
@@ -928,7 +930,7 @@ def import_(session: Session, file: Path) -> int:
 @contextmanager
 def _reading(file: Path, what: str) -> Iterator[IO[bytes]]:
     """A file that somebody named, or standard input. Its name is not told for a token: it may be one."""
-    if str(file) == "-":
+    if str(file) == "-" and sys.stdin is not None:
         yield sys.stdin.buffer
         return
     named = "" if what == "--token-file" else f" {clip(str(file))}"

@@ -742,10 +742,14 @@ class _Sync:
                 # A deployed server's clock says nothing about another server's, and it could not tell.
                 self.store.put_state(restart(state))
             self.store.keep(synced_url=url)
-        while await self._round():
-            if self.messages >= MESSAGES_MAX:
-                self.complete = False
-                break
+        try:
+            while await self._round():
+                if self.messages >= MESSAGES_MAX:
+                    self.complete = False
+                    break
+        except (Refused, NotUnderstood) as error:
+            if not await self._records_only(error):
+                raise
         state = self.client.state
         digest = self.answer.digest if self.answer is not None else None
         return SyncReport(
@@ -765,9 +769,13 @@ class _Sync:
     async def _round(self) -> bool:
         """One message, there and back. Whether another one must follow."""
         state = self.client.state
+        back = state.wire is not None and not hasattr(load().get(state.wire), "ask")
+        if back:
+            # What a server of records told are no rows of its own; what it says in rows is asked for from the start.
+            state = replace(restart(state), modern=None, wire=None)
         ask, sent = compose(
             state,
-            # A server that starts anew must first be told what it lost; else what follows from that looks contested.
+            # A server that starts anew first tells what it has; else what follows from what it lost looks contested.
             () if state.restarting else self._sendable(state),
             offer=(self.wire.name,),
             page_rows=self.client.page_rows,
@@ -783,6 +791,8 @@ class _Sync:
             self._recover(error, state, sent)
             return True
         answer = self._told(body)
+        if back:
+            self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent)
         self.answer = answer
         self.poison = 0
@@ -795,6 +805,37 @@ class _Sync:
             self.complete = moved
             return moved
         return await self._drained()
+
+    async def _records_only(self, error: Refused | NotUnderstood) -> bool:
+        """Sync with a server that only speaks v1, if it said so. Law 10: by naming what it supports, or by answering a
+        request of v1 as v1 does; a timeout, a 404 or a page of HTML says nothing."""
+        older = _older(self.client.versions)
+        if older is None:
+            return False
+        if isinstance(error, Refused) and (older.name not in error.supported or self.wire.name in error.supported):
+            return False
+        from .v1mode import V1Exchange
+
+        exchange = V1Exchange(
+            self.store,
+            self.transport,
+            older,
+            clock=self.client.clock,
+            ids=new_id,
+            batch_changes=self.client.batch_changes,
+        )
+        try:
+            if isinstance(error, NotUnderstood) and not await exchange.probe():
+                return False
+            done = await exchange.run()
+        finally:
+            self.messages += exchange.messages
+        self.answer = None
+        self.pushed += done.pushed
+        self.pulled += done.pulled
+        self.refused = {("", note.id, note.version): note for note in done.refused}
+        self._report()
+        return True
 
     def _sendable(self, state: State) -> Iterator[Pending]:
         after = 0
@@ -974,6 +1015,12 @@ def _spoken(versions: tuple[str, ...] | None) -> Any:
         if name in found:
             return found[name]
     raise LocalProtocolError(f"expected a wire version that this client speaks ({', '.join(found)}); got none of them")
+
+
+def _older(versions: tuple[str, ...] | None) -> Any:
+    """The wire version of records, where it is installed and may be used; it is the one that cannot ask in rows."""
+    found = [wire for wire in load().values() if not hasattr(wire, "ask") and wire.rank == 1]
+    return next((wire for wire in found if versions is None or wire.name in versions), None)
 
 
 def _pulled(absorbed: Absorbed, local: Local, done: list[Pending]) -> int:

@@ -178,32 +178,58 @@ class Screen:
 
     def show(self, document: dict[str, Any], *parts: Part) -> None:
         """The result of a command: `document` as JSON, or the `parts` that say the same."""
-        if self.as_json:
-            self._document(document)
-        elif _is_terminal(sys.stdout):
-            console = _console(stderr=False)
-            for part in parts:
-                if (shown := part.rich()) is not None:
-                    console.print(shown)
-        else:
-            for text in (text for part in parts for text in part.plain()):
-                click.echo(text)
+        with self._writing():
+            if self.as_json:
+                _echo_json(document)
+            elif _is_terminal(sys.stdout):
+                console = _console(stderr=False)
+                for part in parts:
+                    if (shown := part.rich()) is not None:
+                        console.print(shown)
+            else:
+                for text in (text for part in parts for text in part.plain()):
+                    click.echo(text)
 
     def raw(self, data: bytes) -> None:
         """A part of a file that goes to stdout, as it is."""
-        click.echo(data, nl=False)
+        with self._writing():
+            click.echo(data, nl=False)
+
+    def flush(self) -> None:
+        """See to it that what was shown has arrived."""
+        with self._writing():
+            if sys.stdout is not None:
+                sys.stdout.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.give_up()
+            raise Problem("output", f"expected to write the result; the system says: {error.strerror}") from None
+
+    def give_up(self) -> None:
+        """Nobody can be told on stdout any more. What is still buffered goes nowhere, or Python would complain."""
+        self.as_json = False
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def problem(self, problem: Problem) -> None:
         """Something went wrong."""
+        told = {"code": problem.code, "message": problem.message}
+        if problem.advice:
+            told["advice"] = problem.advice
         if self.as_json:
-            told = {"code": problem.code, "message": problem.message}
-            if problem.advice:
-                told["advice"] = problem.advice
-            self._document({"error": told | problem.more})
-        else:
-            self.note(f"{problem.message}; {problem.advice}" if problem.advice else problem.message, word="Error")
-            for candidate in problem.more.get("candidates", ()):
-                click.echo("  " + "\t".join(map(line, candidate.values())), err=True)
+            try:
+                return self.show({"error": told | problem.more})
+            except (Problem, BrokenPipeError):
+                self.give_up()
+        self.note(f"{problem.message}; {problem.advice}" if problem.advice else problem.message, word="Error")
+        for candidate in problem.more.get("candidates", ()):
+            click.echo("  " + "\t".join(map(line, candidate.values())), err=True)
+        return None
 
     def note(self, text: str, *, word: str = "Note") -> None:
         """A line beside the result, on stderr."""
@@ -234,18 +260,19 @@ class Screen:
             task = bar.add_task(line(doing), total=None)
             yield lambda done, of: bar.update(task, completed=done, total=of)
 
-    def _document(self, document: dict[str, Any]) -> None:
-        text = json.dumps(document, ensure_ascii=False)
-        if not text.isprintable():
-            # Only inside of strings; JSON may hold it as it is, a terminal would obey it.
-            text = "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
-        # JSON between programs is UTF-8 (RFC 8259), whatever the encoding of the terminal.
-        click.echo(text.encode())
+
+def _echo_json(document: dict[str, Any]) -> None:
+    text = json.dumps(document, ensure_ascii=False)
+    if not text.isprintable():
+        # Only inside of strings; JSON may hold it as it is, a terminal would obey it.
+        text = "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+    # JSON between programs is UTF-8 (RFC 8259), whatever the encoding of the terminal.
+    click.echo(text.encode())
 
 
 def _is_terminal(stream: Any) -> bool:
     # Asked of the stream alone: FORCE_COLOR is set on build servers, and a pipe must stay plain there.
-    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+    return stream is not None and bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
 
 
 def _console(*, stderr: bool) -> Console:
@@ -499,7 +526,7 @@ def status_parts(now: Status, conflicts: int) -> Shown:
     facts = Facts(
         pairs=[
             ("store", now.path),
-            ("server", now.url or "none; `blowing-off connect URL` names one"),
+            ("server", now.url or "none"),
             ("user", now.user),
             ("device", now.device),
             ("last sync", at(now.last_sync)),
@@ -570,9 +597,10 @@ def conflict_parts(found: Iterable[ConflictRecord]) -> Shown:
     return {"conflicts": listed}, sheet
 
 
-def import_parts(counts: Mapping[str, int], columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Shown:
+def import_parts(counts: Mapping[str, int], columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Shown:
     """What became of a file, and what of it could not be read."""
     told = [(word, count) for word, count in [*counts.items(), ("unread", len(rows))] if count or word == "imported"]
-    sheet = Sheet(title="Could not be read", tag="unread", columns=columns, rows=rows)
+    cells = [tuple(map(str, row)) for row in rows]
+    sheet = Sheet(title="Could not be read", tag="unread", columns=columns, rows=cells)
     document = {**counts, "unread": [dict(zip(columns, row, strict=True)) for row in rows]}
     return document, Facts(pairs=[(word, str(count)) for word, count in told]), sheet

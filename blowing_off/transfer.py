@@ -124,7 +124,8 @@ def read_lines(stream: IO[bytes]) -> Iterator[Line | Fault]:
         try:
             yield _read_line(number, text)
         except RemoteProtocolError as error:
-            at = f"{error.pointer[1:].replace('/', '.')}: " if error.pointer else ""
+            # A key of the content stands as "..." in the pointer; only our own fields are named.
+            at = f"{error.pointer[1:].partition('/')[0]}: " if error.pointer else ""
             yield Fault(line=number, reason=f"{at}expected {error.expected}; got {error.got}".replace("`", ""))
 
 

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import Limits, canonical, checked_decode, gate
@@ -35,8 +34,8 @@ TIE_US: Final = 1_000_000  # the deployed server prefers its own record to one t
 
 #: What every row has and no record: not part of what a person said.
 _OF_ROWS: Final = frozenset(
-    ("version", "source_type", "source_original", "user_id", "parent_versions", "checksum", "merged")
-    + ("from_entity_version", "to_entity_version")
+    "version source_type source_original user_id parent_versions checksum merged "
+    "from_entity_version to_entity_version".split()
 )
 
 _parse = msgspec.json.decode
@@ -84,6 +83,7 @@ class V1Exchange:
         self.batch_changes = batch_changes
         self.messages = 0
         self.first: bytes | None = None
+        self.refused: dict[str, Any] = {}  # by entity, what the server said against its record
 
     @property
     def state(self) -> State:
@@ -196,7 +196,7 @@ class V1Exchange:
         graph = self._graph(self.store.current())
         there: set[str] = set()  # entities whose record the server has as we say it
         to_send: dict[str, tuple[str, Any]] = {}  # by client_sync_id: the entity, and what is sent
-        for id_ in dict.fromkeys(item.copy.id if item.copy.kind == "entity" else item.copy.from_id for item in waiting):
+        for id_ in dict.fromkeys(id_ for item in waiting for id_ in _of(item.copy)):
             row = graph.entities.get(id_)
             record = None if row is None else self.lens.record_of(graph, row, id_)
             if row is None or record is None:
@@ -204,6 +204,8 @@ class V1Exchange:
             type_ = type(record).__name__.lower()
             shape, data = self.codec.SHAPES[type_], msgspec.to_builtins(record)
             known = records.get((type_, id_))
+            if known is not None:
+                data = self._edited(shape, data, known, [item.copy for item in waiting if id_ in _of(item.copy)])
             if row.deleted:
                 if known is None:
                     continue
@@ -225,6 +227,30 @@ class V1Exchange:
             there |= await self._push_part(part)
         return self._clear(waiting, graph, there, len(to_send))
 
+    def _edited(
+        self, shape: Any, data: dict[str, Any], known: Mapping[str, Any], waiting: list[Copy]
+    ) -> dict[str, Any]:
+        """The server's record with what was changed here. A record says everything, but only what differs from the
+        row before the first one that waits was said here; the rest may have been changed by others since."""
+        before = next((self._before(copy) for copy in waiting if copy.kind == "entity"), None)
+        base = None if before is None else self.lens.fields_of(shape, *before)
+        mine = {name for name in shape.fields if base is None or base[name] != data[name]}
+        if not any(copy.kind == "entity" for copy in waiting):
+            mine = set()
+        if any(copy.kind == "edge" for copy in waiting):
+            mine |= set(shape.links)
+        kept = {name: known[name] for name in (*shape.fields, *shape.links) if name not in mine and name in known}
+        return {**data, **kept}
+
+    def _before(self, copy: Copy) -> tuple[str, dict[str, Any]] | None:
+        """Name and content of the row that the first waiting row of an entity was made from."""
+        parents = _parse(copy.body)["parent_versions"]
+        for held in self.store.history(copy.id):
+            if held.copy.version in parents:
+                body = _parse(held.copy.body)
+                return body["name"], body["content"]
+        return None
+
     async def _push_part(self, part: Mapping[str, tuple[str, Any]]) -> set[str]:
         """Push these records; the entities among them that the server has now."""
         body = await self._post(
@@ -240,6 +266,9 @@ class V1Exchange:
             for one in result.applied
             if one.client_sync_id in part and one.status == "applied"
         }
+        for one in () if isinstance(result.refused, msgspec.UnsetType) else result.refused:
+            if isinstance(one.client_sync_id, str) and one.client_sync_id in part:
+                self.refused[part[one.client_sync_id][0]] = one
         sent = {(change.entity_type, id_): change for id_, change in part.values()}
         for conflict in result.conflicts:
             change = sent.get((conflict.entity_type, conflict.entity_id))
@@ -264,7 +293,7 @@ class V1Exchange:
                 item
                 for item in waiting
                 if item.copy.key in alone
-                and (item.copy.id if item.copy.kind == "entity" else item.copy.from_id) in there
+                and there.issuperset(_of(item.copy))
                 and (self._only_deleted(item.copy) if item.copy.deleted else item.copy.key not in lost)
             )
             state = self.state
@@ -276,9 +305,25 @@ class V1Exchange:
             absorbed = absorb(answer, cleared, state, self.store.local(*mentions(answer, cleared)))
             self.store.apply(absorbed, now=self.clock())
             done = frozenset(absorbed.cleared)
-            notes = {item.n: _cannot(item.copy) for item in waiting if item.n not in done}
+            notes = {item.n: self._why(item.copy) for item in waiting if item.n not in done}
             self.store.annotate(notes)
-        return len(done), sent, tuple(notes.values())
+        return len(done), sent, tuple(note for note in notes.values() if note.code != "v1_cannot_carry")
+
+    def _why(self, copy: Copy) -> Refused:
+        """Why a row still waits."""
+        for id_ in _of(copy):
+            if id_ in self.refused:
+                said = self.refused[id_]
+                return Refused(
+                    id=copy.id, version=copy.version, code=said.code, pointer=said.pointer, detail=said.detail
+                )
+        return Refused(
+            id=copy.id,
+            version=copy.version,
+            code="v1_cannot_carry",
+            pointer="",
+            detail="expected a server that takes whole rows; got one that takes records, which say only a part of it",
+        )
 
     def _lost(self, graph: Any) -> set[Key]:
         """The rows of a graph of which the records do not say all."""
@@ -301,7 +346,7 @@ class V1Exchange:
         if before is None or copy.kind == "edge":
             return False
         mine, theirs = _parse(copy.body), _parse(before.body)
-        return {**theirs["content"], "deleted": True} == mine["content"] and theirs["name"] == mine["name"]
+        return bool({**theirs["content"], "deleted": True} == mine["content"] and theirs["name"] == mine["name"])
 
 
 def _change(told: Any) -> dict[str, Any]:
@@ -367,6 +412,11 @@ def _stamped(data: dict[str, Any], known: Mapping[str, Any] | None) -> dict[str,
     return stamped
 
 
+def _of(copy: Copy) -> tuple[str, ...]:
+    """The entities whose records a row can change."""
+    return (copy.id,) if copy.kind == "entity" else (copy.from_id,)
+
+
 def _alone(waiting: Iterable[Pending]) -> set[Key]:
     """The ids of which exactly one row waits: of several, a record says only the last."""
     once: set[Key] = set()
@@ -374,18 +424,3 @@ def _alone(waiting: Iterable[Pending]) -> set[Key]:
     for item in waiting:
         (twice if item.copy.key in once else once).add(item.copy.key)
     return once - twice
-
-
-def _cannot(copy: Copy) -> Refused:
-    return Refused(
-        id=copy.id,
-        version=copy.version,
-        code="v1_cannot_carry",
-        pointer="",
-        detail="expected a server that takes whole rows; got one that takes records, which say only a part of it",
-    )
-
-
-def settled(state: State) -> State:
-    """`state` for going back to a server that speaks more: nothing that v1 told is one of its rows."""
-    return replace(state, modern=None, since=None, wire=None)

@@ -38,7 +38,7 @@ async def main(url: str, token: str) -> None:
         for conflict in await laptop.conflicts():
             print(f"{conflict.name}: {conflict.strategy}")
             for version in await laptop.history(conflict.entity_id):
-                print("  now " if version.current else "  kept", version.entity.content.__bytes__().decode())
+                print("  now " if version.current else "  kept", bytes(version.entity.content).decode())
 
         await tablet.sync()
         here, there = await tablet.status(), await laptop.status()

@@ -120,9 +120,7 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, no_auth=no_auth, door=bool(password or tokens.list()))
         try:
-            application = app(
-                store, tokens=tokens, admin_password=password, admin_graph=graph, auth=not no_auth, blocking=True
-            )
+            application = app(store, tokens=tokens, admin_password=password, admin_graph=graph, auth=not no_auth)
             run(application, host, port, announce=click.echo)
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -255,7 +253,7 @@ def demo(files: tuple[Path, ...], as_json: bool) -> int:
     # The demo stands on the client, which stands on this package, so it is found and not imported.
     found = entry_points(group="inbetweenies.commands", name="demo")
     if not found:
-        raise click.ClickException("expected `inbetweenies` as it was built; got one without its demo: install it again")
+        raise click.ClickException("expected the demo that comes with this; it is not there: install it again")
     return int(next(iter(found)).load()(list(files), as_json))
 
 

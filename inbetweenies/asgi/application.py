@@ -29,6 +29,7 @@ from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..negotiation import NAME
 from ..router import ProtocolFallback
 from ..store import Store
+from ..stores import SqliteStore
 from .http import (
     CHALLENGE,
     CLOSE,
@@ -99,7 +100,7 @@ def app(
         auth: False serves `admin_graph` to anybody who can connect; only for one's own machine.
         bounds: time, memory and concurrency.
         blocking: whether the store's coroutines block instead of waiting, so that they belong in a thread; by default
-            what ``store.blocking`` says, else False.
+            what ``store.blocking`` says, else whether it is a `SqliteStore`.
         monotonic: seconds, for the pace of failed logins.
 
     Raises:
@@ -116,9 +117,13 @@ def app(
         admin_graph=admin_graph,
         auth=auth,
         bounds=bounds or ServerLimits(),
-        blocking=getattr(router.store, "blocking", False) if blocking is None else blocking,
+        blocking=_blocks(router.store) if blocking is None else blocking,
         monotonic=monotonic,
     )
+
+
+def _blocks(store: Store) -> bool:
+    return bool(getattr(store, "blocking", isinstance(store, SqliteStore)))
 
 
 class App:

@@ -122,8 +122,6 @@ class BoundedProtocol(HttpToolsProtocol):
     # what a peer sends
 
     def data_received(self, data: bytes) -> None:
-        if self._over:
-            return
         messages, in_head, body = self._messages, self._in_head, self._body_bytes
         super().data_received(data)
         if messages != self._messages:

@@ -753,8 +753,11 @@ class V1(Client):
         self.marks: dict[tuple[str, str], set[str]] = {}
         self.last_sync: str | None = None
         self.attempts = 0
+        self.edits = 0
         self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
         self.stray: set[tuple[str, str]] = set()
+        #: Records that are as a person left them here, not as a pull told them.
+        self.own: set[tuple[str, str]] = set()
 
     # a person
 
@@ -764,7 +767,9 @@ class V1(Client):
             return None
         key = (type_, act.thing)
         before = self.records.get(key)
-        time = format_time(self.now, naive=True)
+        # No person is as fast as a clock that stands still in a test.
+        self.edits += 1
+        time = format_time(self.now + self.edits, naive=True)
         stamps = {"created_at": time, "updated_at": time, "sync_id": None}
         homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
         if before is None:
@@ -785,6 +790,7 @@ class V1(Client):
             record["updated_at"] = time
             changed = {field}
         self.records[key] = record
+        self.own.add(key)
         self.marks[key] = self.marks.get(key, set()) | changed
         return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
 
@@ -850,6 +856,7 @@ class V1(Client):
         elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
             self.records[key] = dict(change["data"])
             self.stray.discard(key)
+            self.own.discard(key)
             if key in self.marks:
                 # The edit is written over; what is pushed now is the server's own record, which claims nothing.
                 self.marks[key] = set()

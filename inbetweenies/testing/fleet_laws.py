@@ -392,6 +392,9 @@ class Ledger:
 
     def _check_merge(self, row: Row, parents: list[Row], lost: _Lost) -> None:
         one, other = parents
+        if row.rise <= max(one.edit, other.edit):
+            # Whoever wrote the later of the two by v1 takes nothing for news that is not newer than that.
+            self._broken("7 (total)", f"{row.id} {row.version} is not newer in v1 than what it merges")
         base = self.base_of(row.id, (one.version,), (other.version,))
         if base is None:
             self._broken("4 (kept)", f"{row.id} {row.version} merges rows without a common ancestor")

@@ -11,11 +11,13 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -25,7 +27,6 @@ from msgspec import Struct
 
 from blowing_off import cli, show
 from blowing_off.client import BlowingOffClient
-from blowing_off.store import LocalStore
 from tests.server.calls import ROOT, Process, running
 
 DUMPS = Path(__file__).parents[3] / "shared/data/homekit"
@@ -138,7 +139,7 @@ class Terminal:
 
 # --- help ---------------------------------------------------------------------------------------------------------
 
-NAMES = sorted(name for name, one in cli.commands.commands.items() if not one.hidden)
+NAMES = sorted(cli.commands.commands)
 
 
 def test_help_lists_every_command_in_a_whole_sentence(run: Run) -> None:
@@ -167,7 +168,7 @@ def test_the_help_of_every_command_has_an_example_that_it_understands(run: Run, 
 
 
 def test_help_loads_nothing_that_takes_long() -> None:
-    slow = "{'asyncio', 'httpx', 'msgspec', 'rich', 'sqlite3', 'ssl', 'tempfile', 'uuid'}"
+    slow = "{'asyncio', 'httpx', 'msgspec', 'rich', 'sqlite3', 'ssl', 'tempfile'}"
     code = (
         f"import sys; from blowing_off.cli import invoke; invoke(['--help']); sys.exit(str({slow} & set(sys.modules)))"
     )
@@ -588,11 +589,85 @@ def seed(store: Path, count: int) -> None:
     asyncio.run(fill())
 
 
+@pytest.mark.parametrize("line", ["list <&- >&-", "status >&- 2>&-", "import - <&-", "connect http://127.0.0.1:9 <&-"])
+def test_streams_that_are_closed_are_no_traceback(tmp_path: Path, line: str) -> None:
+    store = tmp_path / "home.db"
+    process(store, "add", "room", "Kitchen")
+    done = subprocess.run(
+        f"{shlex.join(COMMAND)} {line}", shell=True, env=environment(store), capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode in (0, 1, 3)
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_under_the_output_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "home.db"
+    process(store, "add", "room", "Kitchen")
+    for command in (["list"], ["export"], ["list", "--json"]):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *command],
+                env=environment(store),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert (1, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
+
+
+def test_who_has_no_home_directory_is_told_to_name_a_store(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("BLOWING_OFF_STORE", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+
+    assert "--store" in run("list").err
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert Path("/data/blowing-off/home.db") == cli.default_store()
+
+
 # --- tokens -------------------------------------------------------------------------------------------------------
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """A server that refuses everybody, and keeps the token that it was sent."""
+
+    tokens: ClassVar[list[str]] = []
+    detail = "no"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.tokens.append(self.headers["Authorization"])
+        body = json.dumps({"code": "unauthorized", "detail": self.detail}).encode()
+        self.send_response(401)
+        self.send_header("Content-Type", "application/problem+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[str]:
+    Refusing.tokens.clear()
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server_:
+        thread = threading.Thread(target=server_.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server_.server_port}"
+        server_.shutdown()
+        thread.join()
+
+
 @pytest.mark.parametrize("way", ["file", "input", "variable", "option"])
-def test_a_token_is_kept_for_its_server_and_never_shown(tmp_path: Path, way: str) -> None:
+def test_a_token_is_kept_for_its_server_and_never_shown(tmp_path: Path, refusing: str, way: str) -> None:
     store, secret = tmp_path / "home.db", tmp_path / "token.txt"
     secret.write_text(CANARY + "\n")
     arguments = {
@@ -604,7 +679,7 @@ def test_a_token_is_kept_for_its_server_and_never_shown(tmp_path: Path, way: str
     more = {"BLOWING_OFF_TOKEN": CANARY} if way == "variable" else {}
     with secret.open() as stdin:
         done = subprocess.run(
-            [*COMMAND, "connect", "http://127.0.0.1:9", *arguments],
+            [*COMMAND, "connect", refusing, *arguments],
             env=environment(store, **more),
             stdin=stdin,
             capture_output=True,
@@ -616,14 +691,27 @@ def test_a_token_is_kept_for_its_server_and_never_shown(tmp_path: Path, way: str
     assert 0 == done.returncode, done.stderr
     assert ("Warning" in done.stderr) == (way == "option")
     shown = done.stdout + done.stderr
-    for command in (["status"], ["sync"], ["status", "--json"], ["export", "--all"], ["connect", "http://127.0.0.1:9"]):
+    for command in (["status"], ["sync"], ["status", "--json"], ["connect", refusing]):
         told = process(store, *command)
         shown += told.out + told.err
+    assert [f"Bearer {CANARY}"] == Refusing.tokens
     assert CANARY not in shown
     kept = tmp_path / "home.db.token"
     assert CANARY == json.loads(kept.read_text())["token"]
     assert 0o600 == stat.S_IMODE(kept.stat().st_mode)
     assert CANARY.encode() not in store.read_bytes()
+
+
+@pytest.mark.xfail(reason="the transport tells what a server says, whatever it is", strict=True)
+def test_a_server_that_repeats_the_token_does_not_get_it_shown(
+    run: Run, refusing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusing, "detail", f"no such token: {CANARY}")
+    run("connect", refusing, "--token", CANARY)
+
+    for command in (["sync"], ["status"]):
+        told = run(*command)
+        assert CANARY not in told.out + told.err
 
 
 @pytest.mark.parametrize(
@@ -664,7 +752,7 @@ def database(*names: str, on: bool = True, broken: Sequence[int] = ()) -> dict[s
 
     accessories = []
     for aid, name in enumerate(names, 1):
-        facts = (("23", name), ("20", "Acme"), ("21", "L1"), ("30", f"serial-{aid}"), ("52", "1.0"))
+        facts = (("23", name), ("20", "Acme"), ("21", "L1"), ("30", f"serial-{names[0]}-{aid}"), ("52", "1.0"))
         about = [characteristic(iid, type_, value) for iid, (type_, value) in enumerate(facts, 2)]
         lamp = [characteristic(11, "25", on), characteristic(12, "8", 50)]
         services = [
@@ -683,6 +771,12 @@ def dump(path: Path, *names: str, **more: Any) -> str:
 def counts(done: Done) -> dict[str, int]:
     """The numbers that an import told."""
     return {word: number for word, number in done.json.items() if isinstance(number, int) and number}
+
+
+def of(run: Run, name: str) -> str:
+    """The id of the lamp service of the device `name`."""
+    services: dict[str, Any] = run("show", name, "--json").json["thing"]["content"]["services"]
+    return next(id_ for id_, service in services.items() if service["service_type"] == "lightbulb")
 
 
 def test_a_database_goes_in_once_and_again_only_where_it_differs(run: Run, tmp_path: Path) -> None:
@@ -705,7 +799,7 @@ def test_a_database_goes_in_once_and_again_only_where_it_differs(run: Run, tmp_p
 def test_what_people_did_since_outlives_the_next_import(run: Run, tmp_path: Path) -> None:
     file = dump(tmp_path / "hue.json", "Bridge", "Lamp", "Spot")
     run("import-homekit", file)
-    run("set", "Lamp", "--name", "Reading lamp", "bought=2024", "services.10.note=old")
+    run("set", "Lamp", "--name", "Reading lamp", "bought=2024", f"services.{of(run, 'Lamp')}.note=old")
     run("rm", "Spot")
 
     dump(tmp_path / "hue.json", "Bridge", "Lamp", "Spot", on=False)
@@ -714,15 +808,18 @@ def test_what_people_did_since_outlives_the_next_import(run: Run, tmp_path: Path
     assert {"imported": "0", "updated": "2", "removed": "1"} == dict(told.rows)
     assert "stays removed" in told.err
     lamp = run("show", "Reading lamp", "--json").json["thing"]
-    assert (2024, "old") == (lamp["content"]["bought"], lamp["content"]["services"]["10"]["note"])
-    assert "false" == lamp["content"]["services"]["10"]["characteristics"]["11"]["value"]
+    service = lamp["content"]["services"][of(run, "Reading lamp")]
+    assert (2024, "old") == (lamp["content"]["bought"], service["note"])
+    assert {"false", "50"} == {one["value"] for one in service["characteristics"].values()}
     assert ["Bridge", "Reading lamp"] == [row[2] for row in run("list").rows]
 
 
 def test_a_new_name_in_the_file_is_taken(run: Run, tmp_path: Path) -> None:
-    run("import-homekit", dump(tmp_path / "hue.json", "Lamp"))
+    file = dump(tmp_path / "hue.json", "Lamp")
+    run("import-homekit", file)
+    (tmp_path / "hue.json").write_text((tmp_path / "hue.json").read_text().replace('"Lamp"', '"Night light"'))
 
-    assert {"updated": 1} == counts(run("import-homekit", dump(tmp_path / "hue.json", "Night light"), "--json"))
+    assert {"updated": 1} == counts(run("import-homekit", file, "--json"))
     assert ["Night light"] == [row[2] for row in run("list").rows]
 
 
@@ -747,8 +844,8 @@ def test_the_command_by_hand_can_be_typed_as_it_is(run: Run, tmp_path: Path) -> 
     by_hand = shlex.split(told.json["unread"][0]["by_hand"])
 
     assert 0 == run(*by_hand[1:]).code
-    lamp = run("show", "Lamp", "--json").json["thing"]["content"]
-    assert "VALUE" == lamp["services"]["10"]["characteristics"]["12"]["value"]
+    lamp = run("show", "Lamp", "--json").json["thing"]["content"]["services"][of(run, "Lamp")]
+    assert {"true", "VALUE"} == {one["value"] for one in lamp["characteristics"].values()}
 
     nothing = run("import-homekit", str(tmp_path / "nowhere.json"), "--json")
     assert 1 == nothing.code
@@ -805,32 +902,30 @@ def test_a_backup_read_back_is_the_same_to_the_byte(run: Run, tmp_path: Path) ->
     assert before == counts(run("--store", "other.db", "status", "--json"))
 
 
-def test_an_export_holds_what_is_visible_and_goes_through_a_pipe(tmp_path: Path) -> None:
-    store, other = tmp_path / "home.db", tmp_path / "other.db"
-    process(store, "add", "room", "Kitchen")
-    process(store, "add", "device", "Lamp", "--in", "Kitchen")
-    process(store, "set", "Kitchen", "floor=1")
-    process(store, "add", "room", "Gone")
-    process(store, "rm", "Gone")
+def test_an_export_holds_what_is_visible_and_goes_through_a_pipe(run: Run, tmp_path: Path) -> None:
+    added(run("add", "room", "Kitchen"))
+    added(run("add", "device", "Lamp", "--in", "Kitchen"))
+    run("set", "Kitchen", "floor=1")
+    added(run("add", "room", "Gone"))
+    run("rm", "Gone")
 
-    exported = process(store, "export")
+    exported = run("export")
     done = subprocess.run(
         [*COMMAND, "import", "-", "--json"],
-        env=environment(other),
+        env=environment(tmp_path / "other.db"),
         input=exported.out,
         capture_output=True,
         text=True,
         check=False,
     )
 
-    assert ["Kitchen", "Lamp", None] == [json.loads(line).get("name") for line in exported.out.splitlines()]
+    assert ["Kitchen", "Lamp", None] == [json.loads(row).get("name") for row in exported.out.splitlines()]
     assert 3 == json.loads(done.stdout)["imported"]
-    assert process(store, "list").out == process(other, "list").out
+    other = ["--store", "other.db"]
+    assert run("list").out == run(*other, "list").out
     # The row that the link was made with is not in the file; the link goes from the one that is.
-    assert ["located_in"] == [
-        one["relationship_type"] for one in json.loads(process(other, "show", "Lamp", "--json").out)["links"]
-    ]
-    assert json.loads(exported.out.splitlines()[0]) in json.loads(process(store, "export", "--json").out)["rows"]
+    assert ["located_in"] == [link["relationship_type"] for link in run(*other, "show", "Lamp", "--json").json["links"]]
+    assert list(map(json.loads, exported.out.splitlines())) == run("export", "--json").json["rows"]
 
 
 def test_what_is_newer_here_stays_and_the_rest_is_history(run: Run, tmp_path: Path) -> None:
@@ -894,7 +989,7 @@ def edge_line(**fields: Any) -> dict[str, Any]:
         (line(kind="thing"), "kind: expected entity or relationship"),
         (line(name=7), "name: expected str; got int"),
         (line(content=[]), "content: expected object; got array"),
-        (line(content={"a": 1e400}), "JSON"),
+        (line(content={"a": 1e400}), "content: expected a number within"),
         (line(id=""), "id: expected"),
         (line(id="a\nb"), "id: expected"),
         (line(version="v" * 2000), "version: expected"),
@@ -967,7 +1062,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
 def test_any_store_survives_a_backup(run: Run, tmp_path_factory: pytest.TempPathFactory, story: list[Any]) -> None:
     where = tmp_path_factory.mktemp("story")
@@ -994,10 +1089,15 @@ def test_any_store_survives_a_backup(run: Run, tmp_path_factory: pytest.TempPath
 # --- a server -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    db = tmp_path_factory.mktemp("server") / "server.db"
+@contextmanager
+def serving(db: Path) -> Iterator[Process]:
     with running(["-m", "inbetweenies.cli", "serve", "--db", str(db), "--no-auth", "--port", "0"]) as process_:
+        yield process_
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Process]:
+    with serving(tmp_path / "server.db") as process_:
         yield process_
 
 
@@ -1044,32 +1144,49 @@ def test_a_backup_goes_to_a_server_that_has_it_without_a_trace(run: Run, server:
     told = run("--store", "new.db", "sync", "--json")
 
     assert (0, 0, 0, True) == (told.code, told.json["pending"], told.json["conflicts"], told.json["equal"])
-    assert (
-        run("--store", "cid.db", "list", "--deleted").rows
-        == [
-            row
-            for row in run("--store", "new.db", "list", "--deleted").rows
-            if row[2] in ("Our home", "Kitchen", "Reading lamp", "Spot") and "deleted" not in row[3]
-        ]
-        or 0 == run("--store", "cid.db", "sync").code
-    )
+    exports = [run("--store", store, "export", "--json").json["rows"] for store in ("cid.db", "new.db")]
+    assert exports[0] == exports[1]
 
 
-def test_a_server_that_is_not_there_loses_nothing(tmp_path: Path) -> None:
-    store = tmp_path / "home.db"
-    process(store, "connect", "http://127.0.0.1:9")
-    process(store, "add", "room", "Kitchen")
+def test_what_was_exported_moves_to_another_server_with_its_links(run: Run, tmp_path: Path, server: Process) -> None:
+    run("--store", "old.db", "connect", server.url)
+    added(run("--store", "old.db", "add", "room", "Kitchen"))
+    added(run("--store", "old.db", "add", "device", "Lamp", "--in", "Kitchen"))
+    run("--store", "old.db", "set", "Lamp", "watts=7")
+    run("--store", "old.db", "sync")
+    # A replica that knows only what is current, so that the row that the link was made with is nowhere else.
+    run("connect", server.url)
+    run("sync")
+    run("export", "moved.jsonl")
 
-    told = process(store, "sync")
+    with serving(tmp_path / "second.db") as second:
+        run("--store", "new.db", "connect", second.url)
+        run("--store", "new.db", "import", "moved.jsonl")
+        told = run("--store", "new.db", "sync", "--json")
 
-    assert (1, "") == (told.code, told.out)
-    assert 1 == len(told.err.splitlines())
-    assert "Traceback" not in told.err
-    status = dict(line.split("\t") for line in process(store, "status").out.splitlines())
+    assert (0, 0, True) == (told.code, told.json["pending"], told.json["equal"])
+    assert ["located_in"] == [
+        one["relationship_type"] for one in run("--store", "new.db", "show", "Lamp", "--json").json["links"]
+    ]
+
+
+def test_a_server_that_is_not_there_loses_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blowing_off.transport.BACKOFF_S", 0.001)
+    run("connect", "http://127.0.0.1:9")
+    added(run("add", "room", "Kitchen"))
+
+    told = run("sync")
+
+    assert (1, "", 1) == (told.code, told.out, len(told.err.splitlines()))
+    assert "unreachable" == run("sync", "--json").json["error"]["code"]
+    status = dict(run("status").rows)
     assert ("1", "http://127.0.0.1:9") == (status["pending"], status["server"])
     assert "last error" in status
-    history = process(store, "history", "Kitchen")
+    monkeypatch.setattr(cli, "PATIENCE_S", 0.0)
+    history = run("history", "Kitchen")
     assert (0, 1) == (history.code, len(history.rows))
+    assert "did not answer" in history.err
+    assert "" == run("history", "Kitchen", "--here").err
 
 
 def test_sync_on_a_terminal_says_what_it_did(tmp_path: Path, server: Process) -> None:
@@ -1087,9 +1204,9 @@ def test_sync_on_a_terminal_says_what_it_did(tmp_path: Path, server: Process) ->
 # --- anything -----------------------------------------------------------------------------------------------------
 
 pool = st.sampled_from(
-    "add list show set edit rm link unlink history conflicts pending status sync export import import-homekit --json "
+    "add list show set rm link unlink history conflicts pending status sync export import import-homekit --json "
     "--store --content --in --id --name --type --text --deleted --all --home --here --seen --help -h -- - a=1 a.b=[1] "
-    "{} device room Lamp lamp home.db --set --version --token --user".split()
+    "{} device room Lamp lamp home.db --version --token --user".split()
 )
 argument = pool | st.text(st.characters(exclude_characters="/\\"), max_size=6)
 
@@ -1105,7 +1222,7 @@ def test_no_arguments_whatever_give_a_traceback(run: Run, arguments: list[str], 
     if as_json and not {"--help", "-h", "--version", "-"} & set(arguments):
         assert isinstance(told.json, dict)
     if told.code == 2:
-        assert told.err or as_json
+        assert told.err or "--json" in arguments
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from inbetweenies.router import ProtocolFallback
 from inbetweenies.store import Store
 from inbetweenies.stores.memory import MemoryStore
 from inbetweenies.stores.sqlite import SqliteStore
+from tests.client.test_transport import Evil, answer, serving
 from tests.support import NOW, SECOND, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,6 +279,15 @@ async def test_what_no_server_would_store_is_not_stored_here(
         await ann.add(**arguments)
 
     assert 0 == ann.store.counts().rows
+
+
+async def test_a_source_that_nobody_knows_is_kept_as_the_server_keeps_it(home: Home, ann: BlowingOffClient) -> None:
+    lamp = await ann.add("device", "Lamp", source_type="ZigBee")
+    sensor = await ann.add("device", "Sensor", source_type="HOMEKIT")
+    report = await ann.sync()
+
+    assert ("imported", "ZigBee", "homekit") == (lamp.source_type, lamp.source_original, sensor.source_type)
+    assert (True, 1) == (report.equal, report.messages)
 
 
 async def test_an_id_that_is_taken_is_not_added_again(ann: BlowingOffClient) -> None:
@@ -788,6 +798,29 @@ async def test_a_server_that_lies_is_not_asked_for_ever(home: Home, lie: dict[st
     assert 4 == len(await names(ann))
 
 
+async def test_a_server_that_never_ends_is_left_and_gone_back_to(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    await client_and_lamps(home, 5)
+    ann = client_of(home, page_rows=1)
+    monkeypatch.setattr("blowing_off.client.MESSAGES_MAX", 3)
+    first = await ann.sync()
+    second = await ann.sync()
+
+    assert (False, 3, 3) == (first.complete, first.messages, first.pulled)
+    assert (True, 2, True) == (second.complete, second.pulled, second.equal)
+
+
+async def test_a_difference_at_the_end_of_a_restart_is_looked_into_once(home: Home, ann: BlowingOffClient) -> None:
+    await client_and_lamps(home, 3)
+    await ann.sync()
+    home.use(MemoryStore())
+    home.change = lambda answer: answer.update(digest="0" * 64)
+    report = await ann.sync()
+
+    assert (True, False, 0) == (report.healed, report.equal, report.pending)
+    assert report.messages < 8
+    assert 1 == (await ann.sync()).messages
+
+
 async def test_a_difference_that_does_not_heal_is_not_fought_with_every_sync(home: Home) -> None:
     ann = client_of(home)
     await client_and_lamps(home, 3)
@@ -1034,6 +1067,24 @@ async def test_what_a_deployed_server_does_not_know_waits_and_holds_up_nothing()
     assert 3 == len((await ann.status()).refused)
 
 
+@pytest.mark.parametrize("status", [404, 500, 401])
+async def test_a_deployed_server_without_a_list_of_edges_is_of_use_without(status: int) -> None:
+    home = Deployed()
+    await client_of(home, "bob").add("device", "Lamp")
+
+    async def get(path: str) -> bytes:
+        raise refused(status)
+
+    home.get = get  # type: ignore[method-assign]
+    ann = client_of(home)
+    await ann.add("device", "Lamp")
+    if status == 401:
+        with pytest.raises(Unauthorized):
+            await ann.sync()
+    else:
+        assert 1 == (await ann.sync()).pushed
+
+
 async def test_a_deployed_server_that_is_updated_gets_what_waited() -> None:
     old, new = Deployed(), Home()
     ann = client_of(old)
@@ -1140,10 +1191,10 @@ async def test_the_history_holds_what_only_the_server_has(
 
 async def test_a_history_that_the_server_tells_badly_is_the_one_that_is_here(home: Home, ann: BlowingOffClient) -> None:
     lamp = await ann.add("device", "Lamp")
-    for answer in (b"{}", b'{"versions":[{"id":1}]}', b"\xff", b'{"versions":[]}'):
+    for told in (b"{}", b'{"versions":[{"id":1}]}', b"\xff", b'{"versions":[]}'):
 
-        async def get(path: str, answer: bytes = answer) -> bytes:
-            return answer
+        async def get(path: str, told: bytes = told) -> bytes:
+            return told
 
         home.get = get  # type: ignore[method-assign]
         assert [lamp] == [version.entity for version in await ann.history(lamp.id)]
@@ -1182,6 +1233,63 @@ for name in blowing_off.__all__:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
     with pytest.raises(AttributeError):
         _ = blowing_off.nothing
+
+
+# --- over HTTP ----------------------------------------------------------------------------------------------------
+
+
+def over_http(home: Any) -> Any:
+    """What a raw server does with each request: asks `home`."""
+
+    async def act(evil: Evil, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _, body = (await evil.request(reader)).partition(b"\r\n\r\n")
+            method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
+            try:
+                said = await (home.get(path) if method == "GET" else home.post(path, body))
+                writer.write(answer(said))
+            except Refused as error:
+                writer.write(
+                    answer(json.dumps({"code": error.code, "detail": error.detail}).encode(), f"{error.status} No")
+                )
+            await writer.drain()
+
+    return act
+
+
+async def test_two_clients_sync_over_http(tmp_path: Path) -> None:
+    async with serving(over_http(Home())) as server:
+        for name in ("ann", "bob", "ann"):
+            async with BlowingOffClient(tmp_path / f"{name}.db", user=name) as client:
+                await client.connect(server.url, "canary-7")
+                await client.add("device", f"{name}'s")
+                report = await client.sync()
+                assert (True, 0) == (report.equal, report.pending)
+                await client.connect(server.url)  # the next request opens a connection of its own
+                await client.sync()
+        async with BlowingOffClient(tmp_path / "bob.db") as client:
+            await client.sync()
+            assert ["ann's", "ann's", "bob's"] == await names(client)
+            assert "canary" not in repr(await client.status())
+
+    assert all(b"authorization: bearer canary-7" in request.lower() for request in server.requests)
+
+
+async def test_the_time_of_one_deployed_server_means_nothing_to_another(tmp_path: Path) -> None:
+    here, there = Deployed(), Deployed()
+    async with BlowingOffClient(tmp_path / "bob.db", transport=there, clock=Clock()) as bob:
+        await bob.add("device", "Bob's")
+        await bob.sync()
+    async with serving(over_http(here)) as one, serving(over_http(there)) as other:
+        async with BlowingOffClient(tmp_path / "ann.db", one.url, clock=Clock()) as ann:
+            await ann.add("device", "Ann's")
+            for _ in range(3):
+                await ann.sync()
+        async with BlowingOffClient(tmp_path / "ann.db", other.url, clock=Clock()) as ann:
+            await ann.sync()
+            assert ["Ann's", "Bob's"] == await names(ann)
+
+    assert 2 == len(there.rows)
 
 
 # --- death --------------------------------------------------------------------------------------------------------

@@ -544,6 +544,7 @@ async def test_who_waits_too_long_is_sent_away_and_its_place_is_free_again() -> 
     first = asyncio.ensure_future(site.ask("POST", SYNC, sync()))
     await router.entered.wait()
     second = await site.ask("POST", SYNC, sync())
+    assert not site.app._door._waiting
     third = await site.ask("POST", SYNC, sync())
     router.go_on.set()
 
@@ -706,7 +707,7 @@ async def test_a_handler_of_ones_own_may_wait_beside_a_blocking_store(tmp_path: 
 
     router = ProtocolFallback(SqliteStore(tmp_path / "home.db"))
     router.handlers["inbetweenies-own"] = Own()
-    mine = app(router=router, auth=False, blocking=True)
+    mine = app(router=router, auth=False)
 
     own = await request(mine, "POST", SYNC, {**sync(), "protocol_version": "inbetweenies-own"})
     ours = await request(mine, "POST", SYNC, sync())
@@ -746,7 +747,7 @@ async def test_a_sqlite_store_is_driven_in_threads_of_its_own(tmp_path: Path) ->
             return super().transaction(graph, write=write)
 
     store = Watched(tmp_path / "home.db")
-    mine = app(store, auth=False, blocking=True)
+    mine = app(store, auth=False)
     for number in range(5):
         pushed = await request(mine, "POST", SYNC, sync(write(entity(f"e{number}", "v1"))))
         assert pushed is not None

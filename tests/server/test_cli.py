@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -225,17 +224,32 @@ def test_the_demo_gets_its_files_and_gives_the_exit_code(
     for file in files:
         file.write_text("{}")
     called: list[tuple[list[Path], bool]] = []
-    module = ModuleType("inbetweenies.demo")
 
     def show(files: list[Path], as_json: bool) -> int:
         called.append((files, as_json))
         return code
 
-    module.main = show  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "inbetweenies.demo", module)
+    class Entry:
+        def load(self) -> Any:
+            return show
+
+    def found(**names: str) -> list[Entry]:
+        asked.append(names)
+        return [Entry()]
+
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr("importlib.metadata.entry_points", found)
 
     assert cli.invoke(["demo", *map(str, files), *flags]) == code
     assert called == [(files, bool(flags))]
+    assert asked == [{"group": "inbetweenies.commands", "name": "demo"}]
+
+
+def test_a_build_without_the_demo_says_so(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: ())
+
+    assert cli.invoke(["demo"]) == 1
+    assert "install it again" in one_line(capsys)
 
 
 def test_without_the_server_extra_it_says_what_to_install(

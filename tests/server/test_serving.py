@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
-from inbetweenies.asgi import serving
+from inbetweenies.asgi import app, serving
 from tests.server.calls import Process, entity, read_all, running, sync, write
 
 QUICK = """
@@ -230,8 +234,56 @@ def test_who_does_not_read_its_answer_is_cut_off() -> None:
         assert received < 3 * len(large)
 
 
+class Transport(asyncio.Transport):
+    """A socket that takes everything that is written, and is read by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+async def test_a_head_is_not_charged_for_the_body_before_it() -> None:
+    mine = app(auth=False)
+    config = uvicorn.Config(mine, http=serving.BoundedProtocol, ws="none", log_config=None)
+    config.load()
+    state = ServerState()
+    protocol, transport = serving.BoundedProtocol(config, state, {}), Transport()
+    protocol.connection_made(transport)
+    body = json.dumps(sync(write(entity("large", "v1", content={"x": "y" * 100_000})))).encode()
+    first = b"POST /api/v1/sync/ HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    second = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    # All of the one and half of the other in one segment.
+    protocol.data_received(first + second[:20])
+    await asyncio.wait(state.tasks)
+    protocol.data_received(second[20:])
+    await asyncio.wait(state.tasks)
+    protocol.connection_lost(None)
+
+    assert transport.written.count(b"HTTP/1.1 200") == 2
+
+
 def test_who_reads_slowly_is_not_cut_off() -> None:
-    class Transport:
+    class Unread:
         unread = 100
         aborted = False
 
@@ -251,7 +303,7 @@ def test_who_reads_slowly_is_not_cut_off() -> None:
             return Timer()
 
     pending: list[tuple[float, Callable[[], None]]] = []
-    transport = Transport()
+    transport = Unread()
     protocol = serving.BoundedProtocol.__new__(serving.BoundedProtocol)
     protocol.loop, protocol.transport = Loop(), transport  # type: ignore[assignment]
     protocol.flow = FlowControl(transport)  # type: ignore[arg-type]

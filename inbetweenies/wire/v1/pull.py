@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
-from ...model import Context, Device, Held, Plan, Reads, Row, Span, SyncResponse, Writes, format_time
+from ...model import Context, Device, Plan, Reads, Row, Span, SyncResponse, Writes, format_time
 from .codec import SHAPES, DeltaChange, Read, Record, SyncDelta
-from .graph import PATHS, Graph, graph_of, read_above, read_below, read_whole
+from .graph import PATHS, Graph, read_above, read_below, read_whole, said
 from .lens import nested_of, record_of, token_of
 from .push import device_key
 
@@ -27,7 +27,7 @@ def down(read: Read, response: SyncResponse, context: Context, *, negotiated: bo
         graph = yield from read_whole(head)
         changes = _all(graph, wanted, deletes=read.deletes and read.since is not None)
     else:
-        changes = yield from _since(after, response, wanted, deletes=read.deletes)
+        changes = yield from _since(after, device, response, wanted, deletes=read.deletes)
     yield Writes(device=(key, Device(served=head.seq, acked=device.acked)))
     return SyncDelta(server_time=format_time(head.stamp or context.now), changes=changes)
 
@@ -38,73 +38,78 @@ def _all(graph: Graph, wanted: frozenset[str], *, deletes: bool) -> tuple[DeltaC
 
 
 def _since(
-    after: int, response: SyncResponse, wanted: frozenset[str], *, deletes: bool
+    after: int, device: Device, response: SyncResponse, wanted: frozenset[str], *, deletes: bool
 ) -> Plan[tuple[DeltaChange, ...]]:
     """PROTOCOL 8.15: what changed after a seq, and whatever took its home from what changed."""
     head = response.head
     span = (yield Reads(span=Span(after=after, upto=head.seq))).span
-    changed = [row for row in span if row.kind == "entity"]
+    changed = {row.id: row for row in span if row.kind == "entity"}
     moved = [row for row in span if row.kind == "edge" and row.entity_type in PATHS]
     if not changed and not moved:
         return ()
-    ids = tuple(row.id for row in changed)
-    before = yield Reads(entities=ids, edges=tuple(row.id for row in moved), types=("home",), as_of=after)
-    now = yield Reads(types=("home",))
-    if graph_of(head, before.types).placeholder != graph_of(head, now.types).placeholder:
-        # Everything that reaches no home may have stood under the one that is no longer the first.
+    before = yield Reads(entities=tuple(changed), edges=tuple(row.id for row in moved), as_of=after)
+    earlier: dict[str, tuple[Row, ...]] = {id_: (row,) for id_, row in before.entities.items()}
+    if device.served > after:
+        # The client may have heard an answer that it did not ack, so whatever stood in between counts too.
+        held = yield Reads(history=tuple(changed))
+        for id_, rows in held.history.items():
+            earlier[id_] = earlier.get(id_, ()) + tuple(row for row in rows if row.seq > after)
+    if any(_may_stand_in(row, earlier.get(id_, ())) for id_, row in changed.items()):
+        # Whatever reaches no home may have stood under the one that is no longer the first.
         graph = yield from read_whole(head)
         affected = {row.id for row in graph.entities.values() if not row.deleted or row.seq > after}
     else:
-        affected = (yield from read_below(_turned(changed, moved, before))) | set(ids)
+        turned = {id_ for id_, row in changed.items() if _turned(row, earlier.get(id_, ()))}
+        turned.update(edge.from_id for edge in moved)
+        turned.update(edge.from_id for edge in before.edges.values())
+        affected = (yield from read_below(turned)) | changed.keys()
         graph = yield from read_above(sorted(affected), head)
-    rows = sorted((graph.entities[id_] for id_ in affected), key=lambda row: row.seq)
-    return _told(graph, rows, before.entities, wanted, after=after if deletes else head.seq)
+    found = sorted((graph.entities[id_] for id_ in affected), key=lambda row: row.seq)
+    return _told(graph, found, earlier, wanted, after=after if deletes else head.seq)
 
 
-def _turned(changed: Iterable[Row], moved: Iterable[Row], before: Held) -> set[str]:
-    """The ids from which a change of homes may spread: edges that are new or other, and what came, went, or turned
-    into something that leads on, or no longer does."""
-    turned = set()
-    for edge in moved:
-        old = before.edges.get(edge.id)
-        turned |= {edge.from_id} if old is None else {edge.from_id, old.from_id}
-    for row in changed:
-        old = before.entities.get(row.id)
-        # Nothing can have pointed to what was not there.
-        if old is not None and (old.deleted, old.entity_type) != (row.deleted, row.entity_type):
-            turned.add(row.id)
-    return turned
+def _turned(row: Row, earlier: Iterable[Row]) -> bool:
+    """Whether others may be under another home because an entity came, went, or became something else."""
+    return any((old.deleted, old.entity_type) != (row.deleted, row.entity_type) for old in earlier)
+
+
+def _may_stand_in(row: Row, earlier: tuple[Row, ...]) -> bool:
+    """Whether the home that stands in for none may be another one because of a changed entity."""
+    states = {
+        (each.deleted, said(each)[1].get("is_primary") is True)
+        for each in (row, *earlier)
+        if each.entity_type == "home"
+    }
+    return bool(states) and (len(states) > 1 or not earlier or _turned(row, earlier))
 
 
 def _told(
-    graph: Graph, rows: Iterable[Row], before: dict[str, Row], wanted: frozenset[str], *, after: int
+    graph: Graph, rows: Iterable[Row], earlier: Mapping[str, Sequence[Row]], wanted: frozenset[str], *, after: int
 ) -> tuple[DeltaChange, ...]:
     """The changes for `rows`: the records that are there, and those gone since `after`, by type, in commit order.
 
-    `before` are rows that were current when the client last listened: what they showed and their entity shows no more
-    is gone, and told as it last was.
+    `earlier` are rows that the client may know: what they showed and their entity shows no more is gone, and is told
+    as it last was.
     """
     token = token_of(graph)
-    there: dict[str, list[Record]] = {type_: [] for type_ in SHAPES}
-    gone: list[tuple[str, Record]] = []
+    changes: dict[str, list[DeltaChange]] = {type_: [] for type_ in SHAPES}
+    there: set[tuple[str, str]] = set()
+    gone: dict[tuple[str, str], Record] = {}
     for row in rows:
         if not row.deleted:
             for record in _records(graph, row, token, wanted):
-                there[_TYPES[type(record)]].append(record)
-        last = before.get(row.id, row if row.deleted else None)
-        if last is not None and row.seq > after:
-            risen = format_time(row.rise, naive=True)
-            gone += [
-                (_TYPES[type(record)], replace(record, updated_at=risen))
-                for record in _records(graph, last, token, wanted)
-            ]
-    changes = {
-        type_: [_change(type_, record, "update", token) for record in records] for type_, records in there.items()
-    }
-    ids = {(type_, record.id) for type_, records in there.items() for record in records} if gone else set()
-    for type_, record in gone:
-        # What was moved to another place is not gone.
-        if (type_, record.id) not in ids:
+                type_ = _TYPES[type(record)]
+                there.add((type_, record.id))
+                changes[type_].append(_change(type_, record, "update", token))
+        if row.seq > after:
+            for old in (*earlier.get(row.id, ()), *((row,) if row.deleted else ())):
+                for record in _records(graph, old, token, wanted):
+                    gone[_TYPES[type(record)], record.id] = replace(
+                        record, updated_at=format_time(row.rise, naive=True)
+                    )
+    for (type_, id_), record in gone.items():
+        # What is there, or was moved to another place, is not gone.
+        if (type_, id_) not in there:
             changes[type_].append(_change(type_, record, "delete", token))
     return tuple(change for told in changes.values() for change in told)
 

@@ -47,7 +47,9 @@ from .lens import (
 )
 
 _TOKEN: Final = re.compile(r"([0-9]{13,16})-([0-9a-f]{16})")
-_TIME_LENGTH: Final = len(format_time(0))
+# Of the versions that a client's edits get: what stands before and after who made them.
+_PREFIX: Final = r"(?:[0-9T:.+-]{32}|v1-[0-9a-f]{12})"
+_SUFFIX: Final = r"(?:\.v[0-9a-f]{12})?"
 
 
 class _Job(Struct, kw_only=True):
@@ -82,6 +84,40 @@ def device_key(context: Context, client: str) -> str:
     return f"v1:{context.token}:{client}"
 
 
+class _Writer:
+    """Who pushes: the versions of its edits, and which rows are its own (PROTOCOL 8.14)."""
+
+    def __init__(self, client: str, user: str) -> None:
+        self.client = client
+        self.user = user[:64]
+        mark = f"-{_digits(client)}-{self.user}"
+        # Clients without a name are many, and must not be taken for one.
+        self.mark = None if client == ANONYMOUS else mark
+        self._own = re.compile(_PREFIX + re.escape(mark) + _SUFFIX)
+
+    def owns(self, row: Row) -> bool:
+        """Whether this client pushed a row."""
+        return self.mark is not None and self._own.fullmatch(row.version) is not None
+
+    def version(self, job: _Job, current: Row | None, attempt: int) -> str:
+        """The version of an edit: its time, who made it, and nothing that changes when the same is sent again."""
+        item = job.item
+        seed = (self.client, item.type, item.id, item.delete, item.fields, attempt)
+        mark = self.mark or f"-{_digits(*seed)}-{self.user}"
+        if item.edit is None:
+            # Without a time, two deletes of one id look the same; what they delete does not.
+            return f"v1-{_hash(*seed, current.version if current is not None else None)}{mark}"
+        return format_time(item.edit) + mark + (f".v{_hash(*seed)}" if attempt else "")
+
+
+def _digits(*seed: Any) -> str:
+    return f"{int(_hash(*seed), 16) % 10**6:06d}"
+
+
+def _hash(*seed: Any) -> str:
+    return blake2b(canonical(seed), digest_size=6).hexdigest()
+
+
 # --- up -----------------------------------------------------------------------------------------------------------
 
 
@@ -99,17 +135,17 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
-    mark = _mark(push.client, context.user)
-    history = yield from _histories(jobs, graph, mark)
+    writer = _Writer(push.client, context.user)
+    history = yield from _histories(jobs, graph, writer)
     graphs = yield from _graphs(jobs, graph, acked)
-    yield from _named(jobs, graph, push.client, context.user)
+    yield from _named(jobs, graph, writer)
     yield from _linked(jobs, graph, context.graph)
 
     draft = Draft(_coming(jobs, graph))
     turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), mark)
+        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), writer)
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
         if made.change is not None:
@@ -147,15 +183,16 @@ def _located(items: Sequence[Item]) -> Plan[list[_Job]]:
     ]
 
 
-def _place(item: Item, pushed: dict[str, str]) -> tuple[str, Path] | None:
+def _place(item: Item, pushed: dict[Any, str]) -> tuple[str, Path] | None:
     """Where an item's record stands, as far as the push itself tells; `pushed` are the services in it."""
     if not SHAPES[item.type].nested:
         return item.id, ()
     service = item.id if item.type == "service" else item.fields.get("service_id")
-    if service not in pushed:
+    device = item.fields.get("accessory_id", pushed.get(service))
+    if device is None:
         return None
-    path: Path = ("services", service)
-    return pushed[service], path if item.type == "service" else (*path, "characteristics", item.id)
+    path: Path = ("services", str(service))
+    return device, path if item.type == "service" else (*path, "characteristics", item.id)
 
 
 def _index(devices: Iterable[Row]) -> tuple[dict[str, tuple[str, Path]], dict[str, tuple[str, Path]]]:
@@ -190,17 +227,12 @@ def _token(text: str | None) -> tuple[int, str]:
 # --- up: what the client knew -------------------------------------------------------------------------------------
 
 
-def _own(row: Row, mark: str | None) -> bool:
-    """Whether the client that has `mark` pushed a row."""
-    return mark is not None and row.version[_TIME_LENGTH:] == mark
-
-
-def _histories(jobs: Iterable[_Job], graph: Graph, mark: str | None) -> Plan[dict[str, tuple[Row, ...]]]:
+def _histories(jobs: Iterable[_Job], graph: Graph, writer: _Writer) -> Plan[dict[str, tuple[Row, ...]]]:
     """All rows of the entities in which an older row than the current one may be what the client has."""
     wanted: dict[str, None] = {}
     for job in jobs:
         row = graph.entities.get(job.entity_id)
-        if mark is not None and row is not None and row.seq > job.seen_at and not _own(row, mark):
+        if writer.mark and row is not None and row.seq > job.seen_at and not writer.owns(row):
             wanted[job.entity_id] = None
     if not wanted:
         return {}
@@ -221,7 +253,7 @@ def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Gr
     return graphs
 
 
-def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], mark: str | None) -> Known:
+def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], writer: _Writer) -> Known:
     """PROTOCOL 8.13: what the client had before it when it made its edit.
 
     Its own last push of the record, if that is newer than what its token names: a client keeps its token until it
@@ -233,17 +265,19 @@ def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], 
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own = [row for row in (current, *history) if row.seq > job.seen_at and _own(row, mark)]
+    own = [row for row in (current, *history) if row.seq > job.seen_at and writer.owns(row)]
+    if job.item.delete and before is not None:
+        # A delete need not say what it knew; it undoes nothing of what it did not know.
+        own.append(before)
     base = max(own, key=lambda row: row.seq, default=before)
     named = base is not None
     base = base or current
     fields = fields_of(SHAPES[job.item.type], *said(base), job.path)
     if fields is not None and not job.path:
-        floor = job.seen_at
         for link in SHAPES[job.item.type].links:
             edges = graph.home_edges(job.entity_id) if link == "home_id" else graph.bridge_edges(job.entity_id)
             newest = max(edges, key=lambda edge: edge.seq, default=None)
-            moved = newest is not None and newest.seq > floor and _own(newest, mark)
+            moved = newest is not None and newest.seq > job.seen_at and writer.owns(newest)
             fields[link] = link_of(graph if then is None or before is None or moved else then, job.entity_id, link)
     return Known(fields=fields, base=base.entity(), named=named)
 
@@ -251,30 +285,7 @@ def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], 
 # --- up: versions -------------------------------------------------------------------------------------------------
 
 
-def _digits(*seed: Any) -> str:
-    return f"{int.from_bytes(blake2b(canonical(seed), digest_size=8).digest(), 'big') % 10**6:06d}"
-
-
-def _mark(client: str, user: str) -> str | None:
-    """PROTOCOL 8.14: the end of the versions that a client makes, by which its own rows are told from others'."""
-    # Clients without a name are many, and must not be taken for one.
-    return None if client == ANONYMOUS else f"-{_digits(client)}-{user[:64]}"
-
-
-def _version(job: _Job, graph: Graph, client: str, user: str, attempt: int) -> str:
-    """PROTOCOL 8.14: the version of an edit: its time, who made it, and nothing that changes when it is sent again."""
-    item = job.item
-    seed = (client, item.type, item.id, item.delete, item.fields, attempt)
-    mark = _mark(client, user)
-    if item.edit is not None:
-        return format_time(item.edit) + (mark if mark and not attempt else f"-{_digits(*seed)}-{user[:64]}")
-    # Without a time, two deletes of the same id look the same; what they delete does not.
-    row = graph.entities.get(job.entity_id)
-    known = canonical((*seed, row.version if row is not None else None))
-    return f"v1-{blake2b(known, digest_size=6).hexdigest()}-{user[:64]}"
-
-
-def _named(jobs: Iterable[_Job], graph: Graph, client: str, user: str) -> Plan[None]:
+def _named(jobs: Iterable[_Job], graph: Graph, writer: _Writer) -> Plan[None]:
     """Give each job its version, and the row that is held under it already if the same edit came before.
 
     Two edits of one client at one microsecond share a version at first, such as those of the services of one device:
@@ -285,7 +296,7 @@ def _named(jobs: Iterable[_Job], graph: Graph, client: str, user: str) -> Plan[N
     attempt = 0
     while waiting:
         for job in waiting:
-            job.version = _version(job, graph, client, user, attempt)
+            job.version = writer.version(job, graph.entities.get(job.entity_id), attempt)
         keys: dict[tuple[Kind, str, str], None] = {("entity", job.entity_id, job.version): None for job in waiting}
         held = yield Reads(versions=tuple(keys))
         clashing = []
