@@ -60,6 +60,7 @@ TOKEN_VARIABLE: Final = "BLOWING_OFF_TOKEN"  # noqa: S105 - the name of it
 TOKEN_BYTES_MAX: Final = 8192  # twice what a server takes; a larger file is not a token
 PATIENCE_S: Final = 5.0  # a person waits this long for what only the server knows of a history
 CANDIDATES_MAX: Final = 10  # more would scroll the question away
+PLACES: Final = frozenset({"home", "room", "zone"})  # what is meant where a device is called like its room
 SEEN: Final = "conflicts_seen"  # the setting that holds the number of the newest conflict a person has seen
 
 
@@ -303,9 +304,21 @@ def verb(name: str, *, makes: bool = False) -> Callable[[AsyncWork], AsyncWork]:
 # --- finding things -----------------------------------------------------------------------------------------------
 
 
-async def _thing(session: Session, client: BlowingOffClient, text: str, *, reading: bool = False) -> Entity:
-    """The one thing that `text` means. What is going to be changed is not guessed from a part of its name."""
+async def _thing(
+    session: Session,
+    client: BlowingOffClient,
+    text: str,
+    *,
+    reading: bool = False,
+    rather: frozenset[str] = frozenset(),
+) -> Entity:
+    """The one thing that `text` means. What is going to be changed is not guessed from a part of its name.
+
+    Where it means several, those of the types in `rather` are meant.
+    """
     found = await client.resolve(text)
+    if len(found) > 1:
+        found = [one for one in found if one.entity_type in rather] or found
     if not found:
         raise Problem(
             "not_found",
@@ -329,15 +342,17 @@ def _ambiguous(text: str, found: Sequence[Entity]) -> Problem:
     listed = [{"id": one.id, "entity_type": one.entity_type, "name": one.name} for one in found[:CANDIDATES_MAX]]
     return Problem(
         "ambiguous",
-        f"expected what means one thing; got “{clip(text)}”, which means {len(found)}",
+        f"expected what means one thing; got “{clip(text)}”, which means {len(found)} things",
         "say more of its id",
         more={"candidates": listed},
     )
 
 
-async def _living(session: Session, client: BlowingOffClient, text: str) -> Entity:
+async def _living(
+    session: Session, client: BlowingOffClient, text: str, rather: frozenset[str] = frozenset()
+) -> Entity:
     """The one thing that `text` means, which must not be removed."""
-    found = await _thing(session, client, text)
+    found = await _thing(session, client, text, rather=rather)
     if is_removed(found):
         raise Problem(
             "removed",
@@ -666,7 +681,7 @@ async def add(
 
     held = merged(_object(content), _settings(pairs, removes=False))
     # Together, so that nothing is added without its place.
-    place = None if inside is None else await _living(session, client, inside)
+    place = None if inside is None else await _living(session, client, inside, PLACES)
     with client.store.transaction():
         added = await client.add(entity_type, name, held, id=id_)
         if place is not None:

@@ -68,7 +68,7 @@ TestFleet = Fleet.TestCase
 def main(which: str = "") -> int:
     fleet = HastyFleet if which == "hasty" else Fleet
     try:
-        run_state_machine_as_test(fleet, settings=settings(Fleet.TestCase.settings, max_examples=60, database=None))
+        run_state_machine_as_test(fleet, settings=settings(Fleet.TestCase.settings, max_examples=60, stateful_step_count=10, database=None))
     except BrokenLaw as broken:
         print(broken)
         return 1

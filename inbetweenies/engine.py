@@ -19,6 +19,7 @@ from .limits import Limits
 from .merge import Policy, arrival, later, side_of
 from .model import (
     SEQ_MAX,
+    TIME_MIN,
     Ack,
     Change,
     Conflict,
@@ -274,7 +275,8 @@ class _Work:
             return
         renamed = replace(entity, version=beside(entity.version, hash_))
         if ("entity", entity.id, renamed.version) in self.versions:
-            self.ack("entity", entity.id, entity.version, "dup")
+            # Kept before. Still not what is current here, so its sender must be told what is.
+            self.ack("entity", entity.id, entity.version, "lost_kept")
             return
         body = body_of(renamed)
         self.add_entity(renamed, body, row_hash("entity", body), current=False)
@@ -339,8 +341,9 @@ class _Work:
         else:
             merged_body = body_of(merged.entity)
             edit = max(here.edit, there.edit)
+            # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
             self.add_entity(
-                merged.entity, merged_body, row_hash("entity", merged_body), current=True, edit=edit, timed=True
+                merged.entity, merged_body, row_hash("entity", merged_body), current=True, edit=edit, above=edit
             )
             resolved = merged.entity.version
         if merged.contested:
@@ -359,8 +362,9 @@ class _Work:
         *,
         current: bool,
         edit: int | None = None,
-        timed: bool = True,
+        above: int = TIME_MIN,
     ) -> Row:
+        timed = True
         if edit is None:
             edit, timed = arrival(entity.version, self.now)
         return self.add(
@@ -372,6 +376,7 @@ class _Work:
             current=current,
             edit=edit,
             timed=timed,
+            above=above,
             deleted=says_deleted(entity.content),
             type_=entity.entity_type,
             user=entity.user_id,
@@ -405,7 +410,7 @@ class _Work:
         if known is not None:
             named = replace(named, version=beside(named.version, hash_))
             if ("edge", named.id, named.version) in self.versions:
-                self.ack("edge", named.id, edge.version, "dup")
+                self.ack("edge", named.id, edge.version, "lost_kept")
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
@@ -446,6 +451,7 @@ class _Work:
         user: str,
         from_id: str = "",
         to_id: str = "",
+        above: int = TIME_MIN,
     ) -> Row:
         """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
         self.seq += 1
@@ -462,7 +468,7 @@ class _Work:
             stamp=self.stamp,
             edit=edit,
             timed=timed,
-            rise=edit if before is None else max(edit, before.rise + 1),
+            rise=edit if before is None else max(edit, before.rise + 1, above + 1),
             born=edit if before is None else before.born,
             deleted=deleted,
             entity_type=type_,
@@ -512,10 +518,10 @@ class _Work:
     def decision(self) -> Decision:
         head = Head(epoch=self.held.head.epoch, seq=self.seq, chain=self.chain, stamp=self.stamp, digest=self.digest)
         device = None
-        if self.request.ack and self.held.device is not None:
-            served = self.held.device.served
-            if served > self.held.device.acked:
-                device = (self.request.device, Device(served=served, acked=served))
+        before, mark = self.held.device, self.request.ack
+        # An ack that comes late, or twice, must not confirm an answer given after it.
+        if mark is not None and before is not None and before.served > before.acked and mark > before.mark:
+            device = (self.request.device, Device(served=before.served, acked=before.served, mark=mark))
         acks = []
         for kind, id_, version, outcome in self.acks:
             now = self.current.get((kind, id_))
@@ -640,10 +646,9 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         lacking = tuple({row.from_id: None for row in rows if row.kind == "edge" and row.from_id not in present})
         if lacking:
             carriers = (yield Reads(entities=lacking)).entities
-    served_before = held.device.served if held.device else 0
-    if served.seq != served_before:
-        acked = held.device.acked if held.device else 0
-        yield Writes(device=(request.device, Device(served=served.seq, acked=acked)))
+    device = held.device or Device()
+    if served.seq != device.served:
+        yield Writes(device=(request.device, replace(device, served=served.seq)))
     return SyncResponse(
         head=head,
         served=served,

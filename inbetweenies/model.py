@@ -100,7 +100,8 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
 
     `since` is in microseconds; `after` is a bare sequence number; `cursor` is provable; none of them, with `full`
     false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
-    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer.
+    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
+    that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
     """
 
     device: str
@@ -115,7 +116,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     page_rows: int | None = None
     entity_types: frozenset[str] | None = None
     modified_by: frozenset[str] | None = None
-    ack: bool = False
+    ack: str | None = None
 
 
 Outcome = Literal["applied", "fast_forward", "merged", "lost_kept", "superseded", "dup", "noop_delete"]
@@ -224,10 +225,12 @@ class Head(Struct, frozen=True, kw_only=True):
 
 
 class Device(Struct, frozen=True, kw_only=True):
-    """What a store remembers of one device: the seq it was `served` up to (a hint) and the seq it `acked`."""
+    """What a store remembers of one device: the seq it was `served` up to (a hint), the seq it `acked`, and the text
+    that came with that ack, its `mark`."""
 
     served: int = 0
     acked: int = 0
+    mark: str = ""
 
 
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import replace
 
+from .errors import clip
 from .limits import canonical
 from .model import (
     ENTITY_TYPES,
@@ -385,8 +386,11 @@ def _heads(answer: Answer, terminal: Iterable[Pending]) -> dict[Key, str]:
 
 
 def _notes(answer: Answer, sent: Iterable[Pending], cleared: frozenset[int]) -> dict[int, Refused]:
-    reasons = {(refused.id, refused.version): refused for refused in answer.refused}
-    found = {item.n: reasons.get((item.copy.id, item.copy.version)) for item in sent if item.n not in cleared}
+    # A refusal names long or odd ids in short, so they are compared as it would name them.
+    reasons = {(clip(refused.id), clip(refused.version)): refused for refused in answer.refused}
+    found = {
+        item.n: reasons.get((clip(item.copy.id), clip(item.copy.version))) for item in sent if item.n not in cleared
+    }
     return {n: reason for n, reason in found.items() if reason is not None}
 
 

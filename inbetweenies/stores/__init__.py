@@ -122,7 +122,11 @@ class DeviceHints:
             hint = self._kept.get((graph, device))
         if hint is None or durable is None:
             return hint or durable
-        return Device(served=max(hint.served, durable.served), acked=max(hint.acked, durable.acked))
+        return Device(
+            served=max(hint.served, durable.served),
+            acked=max(hint.acked, durable.acked),
+            mark=max(hint.mark, durable.mark),
+        )
 
 
 class WriterGate:

@@ -82,6 +82,7 @@ CREATE TABLE devices (
     device TEXT NOT NULL,
     served INTEGER NOT NULL,
     acked INTEGER NOT NULL,
+    mark TEXT NOT NULL,
     PRIMARY KEY (graph, device)
 ) STRICT, WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
@@ -112,15 +113,16 @@ _INSERT = _sql("INSERT INTO log ($row, graph) VALUES ($marks, ?)")
 _CLOSE = _sql("UPDATE log SET until = ? WHERE graph = ? AND seq = ? AND until = $forever")
 _SET_HEAD = "UPDATE graphs SET epoch = ?, seq = ?, chain = ?, stamp = ?, digest = ? WHERE graph = ?"
 _SET_DEVICE = (
-    "INSERT INTO devices (graph, device, served, acked) VALUES (?, ?, ?, ?)"
-    " ON CONFLICT (graph, device) DO UPDATE SET served = excluded.served, acked = excluded.acked"
+    "INSERT INTO devices (graph, device, served, acked, mark) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT (graph, device)"
+    " DO UPDATE SET served = excluded.served, acked = excluded.acked, mark = excluded.mark"
 )
 _ADD_GRAPH = (
     "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest) VALUES (?, ?, 0, zeroblob(16), 0, zeroblob(32))"
     " ON CONFLICT (name) DO NOTHING"
 )
 _HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
-_DEVICE = "SELECT served, acked FROM devices WHERE graph = ? AND device = ?"
+_DEVICE = "SELECT served, acked, mark FROM devices WHERE graph = ? AND device = ?"
 _STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
 
 # Left to itself the planner prefers a range of seqs, which is the whole log: CROSS JOIN and INDEXED BY forbid that.
@@ -453,7 +455,7 @@ class _Transaction(BaseTransaction):
                 run.execute(_SET_HEAD, (new.epoch, new.seq, new.chain, new.stamp, digest, key))
             if writes.device is not None:
                 device, value = writes.device
-                run.execute(_SET_DEVICE, (key, device, value.served, value.acked))
+                run.execute(_SET_DEVICE, (key, device, value.served, value.acked, value.mark))
 
     @contextmanager
     def _border(self, doing: str) -> Iterator[None]:
@@ -496,8 +498,8 @@ class _Transaction(BaseTransaction):
             found = _grouped(self._rows(_BY_TO, _single(reads.edges_to), seen), "to_id", "id")
             answer["edges_to"] = {id_: found.get(id_, ()) for id_ in reads.edges_to}
         if reads.device is not None:
-            for served, acked in self._connection.execute(_DEVICE, (self._key, reads.device)):
-                answer["device"] = Device(served=served, acked=acked)
+            for served, acked, mark in self._connection.execute(_DEVICE, (self._key, reads.device)):
+                answer["device"] = Device(served=served, acked=acked, mark=mark)
         return answer
 
     def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:

@@ -63,7 +63,18 @@ KINDS: Final[dict[str, type[Client]]] = {
 SECOND: Final = 1_000_000
 START: Final = 1_790_000_000 * SECOND
 #: What the server's clock may do between two events: mostly small steps; it may stand still and step back.
-STEPS: Final = (0, 1, 1_000, SECOND // 2, 2 * SECOND, 600 * SECOND, 30 * 86_400 * SECOND, -1, -3 * SECOND, -86_400 * SECOND)
+STEPS: Final = (
+    0,
+    1,
+    1_000,
+    SECOND // 2,
+    2 * SECOND,
+    600 * SECOND,
+    30 * 86_400 * SECOND,
+    -1,
+    -3 * SECOND,
+    -86_400 * SECOND,
+)
 #: How far the clocks of devices are off.
 SKEWS: Final = (0, 0, 0, 250_000, -400_000, -90 * SECOND, 90 * SECOND, -86_400 * SECOND, 20 * 365 * 86_400 * SECOND)
 MESSAGES_MAX: Final = 200
@@ -329,7 +340,9 @@ class MixedFleet(RuleBasedStateMachine):
             return
         with self._watched():
             client.hear(answer)
-        self.tell(f"{client.name} hears the answer to #{letter.n}" + (f", then: {client.phase}" if client.phase else ""))
+        self.tell(
+            f"{client.name} hears the answer to #{letter.n}" + (f", then: {client.phase}" if client.phase else "")
+        )
         for done in client.done:
             if self.ledger is not None:
                 self.ledger.check_done(client.name, done)
@@ -568,9 +581,11 @@ class MixedFleet(RuleBasedStateMachine):
             if ahead >= (parse_time(change["updated_at"]) or 0) and key in client.own:
                 # Its own edit, which lost or said nothing new: it takes nothing for news that is not newer than that.
                 continue
-            told = ("updated_at", "created_at", "sync_id")
+            # Where it is may follow from what it is in, and then changes without the record's time.
+            told = ("updated_at", "created_at", "sync_id", "home_id")
             mine, theirs = (
-                {field: value for field, value in record.items() if field not in told} for record in (here, change["data"])
+                {field: value for field, value in record.items() if field not in told}
+                for record in (here, change["data"])
             )
             if not same(mine, theirs):
                 self.broken("8 (cursor)", f"{client.name} holds {here}; a new client gets {change}")

@@ -457,7 +457,9 @@ class ModernV2(_V2):
         for item in self.sent:
             left = self.store.image.pending.get(item.n)
             if left is not None and left.note is None:
-                self.world.broken("3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer}")
+                self.world.broken(
+                    "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer}"
+                )
         self.check()
         return "sync" if not absorbed.drained or self._unsent() else ""
 

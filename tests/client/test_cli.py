@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -254,6 +255,15 @@ def test_a_thing_is_put_into_its_place(run: Run) -> None:
     }
 
 
+def test_a_device_that_is_called_like_its_room_is_not_taken_for_it(run: Run) -> None:
+    room = added(run("add", "room", "Kitchen"))
+    added(run("add", "device", "Kitchen", "--in", "Kitchen"))
+    added(run("add", "device", "Lamp", "--in", "Kitchen"))
+
+    assert [room] == [link["to"]["id"] for link in run("show", "Lamp", "--json").json["links"]]
+    assert 1 == run("rm", "Kitchen").code
+
+
 def test_nothing_is_added_when_its_place_is_not_there(run: Run) -> None:
     added(run("add", "home", "Our home"))
 
@@ -379,6 +389,9 @@ def test_without_a_store_nothing_is_made_by_looking(run: Run, tmp_path: Path) ->
         ["add", "", "Lamp"],
         ["add", "device", "Lamp", "--id", "a\tb"],
         ["add", "device", "Half \udcff"],
+        ["add", "device", "Lamp", "--content", '{"a": "\\ud800"}'],
+        ["add", "device", "Lamp", ".".join("a" * 80) + "=1"],
+        ["add", "device", "NUL\0"],
         ["set", "Kitchen"],
         ["set", "Kitchen", "deleted=1"],
         ["list", "--store", ""],
@@ -521,6 +534,40 @@ def test_a_terminal_gets_tables_with_short_ids(tmp_path: Path) -> None:
     assert ".watts" in shown.shown
 
 
+def test_every_command_has_something_to_show_on_a_terminal(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy(run)
+    dump(tmp_path / "bad.json", "Lamp", broken=[12])
+    (tmp_path / "bad.jsonl").write_text("nonsense")
+    monkeypatch.setattr(show, "_is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    for command, shown in {
+        "list": "Kitchen",
+        "list door": "Nothing like that here.",
+        "show Kitchen": "located_in",
+        "history 'Reading lamp'": "watts=9",
+        "pending": "Our home",
+        "status": "conflicts",
+        "conflicts": "No conflicts.",
+        "add room Cellar": "Added: room “Cellar”",
+        "add note n [red]=[bold]": "Added: note",
+        "show n": ".[red]",
+        "link Cellar Kitchen connects_to": "Linked: “Cellar” connects_to “Kitchen”",
+        "set Cellar damp=true": "Changed: room “Cellar”",
+        "rm Cellar": "Removed: room “Cellar”",
+        "export out.jsonl": "Wrote",
+        "import out.jsonl": "unchanged",
+        "import bad.jsonl": "Could not be read",
+        "import-homekit bad.json": "Could not be read",
+        "connect http://127.0.0.1:9": "Next: ",
+    }.items():
+        told = run(*shlex.split(command))
+        assert shown in told.out, command
+    assert "“Küche”" in run("show", "Küche").err
+    assert "candidates" not in run("rm", "k").err
+
+
 def test_a_terminal_asks_for_the_token_and_does_not_show_it(tmp_path: Path) -> None:
     store = tmp_path / "home.db"
     terminal = Terminal(store, "connect", "http://127.0.0.1:9")
@@ -578,7 +625,6 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
 
 def seed(store: Path, count: int) -> None:
     """Fill a store with things, quickly."""
-    import asyncio
 
     async def fill() -> None:
         async with BlowingOffClient(store) as client:
@@ -946,6 +992,30 @@ def test_what_is_newer_here_stays_and_the_rest_is_history(run: Run, tmp_path: Pa
     run("--store", "first.db", "export", "newest.jsonl")
     assert {"updated": 1} == counts(run("import", "newest.jsonl", "--json"))
     assert 11 == run("show", "Lamp", "--json").json["thing"]["content"]["watts"]
+
+
+def test_of_a_link_what_was_said_last_stands(run: Run) -> None:
+    for name in ("Kitchen", "Cellar"):
+        added(run("add", "room", name, "--id", name))
+    added(run("add", "device", "Lamp", "--in", "Kitchen"))
+    run("export", "--all", "old.jsonl")
+    edge = run("show", "Lamp", "--json").json["links"][0]["id"]
+    asyncio.run(moved(edge, "Cellar"))
+    run("export", "--all", "new.jsonl")
+
+    assert 1 == counts(run("import", "old.jsonl", "--json"))["older"]
+    assert "Cellar" == run("show", "Lamp", "--json").json["links"][0]["to"]["name"]
+
+    run("--store", "other.db", "import", "old.jsonl")
+    assert 1 == counts(run("--store", "other.db", "import", "new.jsonl", "--json"))["updated"]
+    assert "Cellar" == run("--store", "other.db", "show", "Lamp", "--json").json["links"][0]["to"]["name"]
+
+
+async def moved(edge: str, to: str) -> None:
+    """Re-point an edge, which the command line does only as a part of other things."""
+    async with BlowingOffClient(os.environ["BLOWING_OFF_STORE"]) as client:
+        (before,) = [one for one in await client.links() if one.id == edge]
+        await client.link(before.from_entity_id, to, before.relationship_type, id=edge)
 
 
 def test_a_removed_thing_comes_back_only_by_what_follows_its_removal(run: Run) -> None:

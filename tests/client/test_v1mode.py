@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -374,6 +375,30 @@ async def test_a_deployed_v1_server_that_is_replaced_by_ours_gets_all_of_it() ->
     assert (V2, True, 0) == (report.served, report.equal, report.pending)
     assert ["House", "Lamp"] == await names(bob)
     assert [lamp.version] == home.versions(lamp.id)
+
+
+async def test_every_recorded_answer_of_the_deployed_v1_server_is_understood(shared_data: Path) -> None:
+    told = 0
+    for file in sorted((shared_data / "recorded" / "v1").glob("*.json")):
+        recorded = json.loads(file.read_text())
+        body = recorded["response"].get("body")
+        if recorded["response"]["status"] != 200 or not isinstance(body, dict) or body.get("type") != "sync_delta":
+            continue
+
+        class Mouth(DeployedV1):
+            async def post(self, path: str, request: bytes, body: Any = body) -> bytes:
+                return json.dumps(body).encode() if path.endswith("/request") else await super().post(path, request)
+
+        ann = client_of(Mouth())
+        report = await ann.sync()
+        told += 1
+        ids = {change["entity_id"] for change in body["changes"]}
+        assert V1 == report.served
+        assert len(ids) == len(await ann.find(deleted=True)), file.name
+        assert 0 == (await ann.sync()).pulled, file.name
+        await ann.close()
+
+    assert told > 5
 
 
 # --- law 10 -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from inbetweenies import engine, merge, model
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import Limits
 from inbetweenies.merge import Policy
-from inbetweenies.model import Change, Cursor, Reads, Span, SyncRequest, SyncResponse
+from inbetweenies.model import Change, Cursor, Device, Reads, Span, SyncRequest, SyncResponse
 from tests.support import NOW, SECOND, Server, at, edge, entity
 
 HOME = entity("home", at(0), {"a": 1, "b": 1}, entity_type="home")
@@ -75,7 +75,7 @@ def test_other_content_under_a_taken_version_is_kept_and_reported() -> None:
 
     assert [("home", "lost_kept")] == outcomes(response)
     assert [HOME.version] == [lost.resolved_version for lost in response.conflicts]
-    assert [("home", "dup")] == outcomes(again)
+    assert [("home", "lost_kept")] == outcomes(again)
     assert response.head == again.head
     assert HOME == server.current("home")
     kept = [row.entity() for row in server.held(Reads(history=("home",))).history["home"]]
@@ -412,7 +412,7 @@ def test_other_content_under_a_taken_edge_version_is_kept_beside_it() -> None:
     again = server.push(clone)
 
     assert [("e", "lost_kept")] == outcomes(response)
-    assert [("e", "dup")] == outcomes(again)
+    assert [("e", "lost_kept")] == outcomes(again)
     assert edge("e", ROOM, HOME) == server.held(Reads(edges=("e",))).edges["e"].relationship()
     assert 4 == again.head.seq
 
@@ -629,11 +629,17 @@ def test_a_request_that_does_not_pull_gets_acks_alone() -> None:
 def test_an_ack_of_the_last_answer_is_remembered() -> None:
     server = filled(2)
     server.pull(full=True)
-    server.ask(SyncRequest(device="p", user="u", pull=False, ack=True))
+    first, late = (SyncRequest(device="p", user="u", pull=False, ack=mark) for mark in ("10:00", "09:59"))
+    server.ask(first)
 
-    assert 2 == server.held(Reads(device="p")).device.acked  # type: ignore[union-attr]
-    server.ask(SyncRequest(device="p", user="u", pull=False, ack=True))
-    server.ask(SyncRequest(device="stranger", user="u", pull=False, ack=True))
+    assert Device(served=2, acked=2, mark="10:00") == server.held(Reads(device="p")).device
+    server.push(entity("y", "v"))
+    server.pull(full=True)
+    for held_up in (first, late, first):
+        server.ask(held_up)
+
+    assert Device(served=3, acked=2, mark="10:00") == server.held(Reads(device="p")).device
+    server.ask(SyncRequest(device="stranger", user="u", pull=False, ack="1"))
 
     assert server.held(Reads(device="stranger")).device is None
 

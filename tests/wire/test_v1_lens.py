@@ -14,7 +14,7 @@ from inbetweenies.limits import LIMITS
 from inbetweenies.model import Change, Head, Reads, SyncRequest, edit_time
 from inbetweenies.wire.v1 import lens
 from inbetweenies.wire.v1.codec import SHAPES, item_of
-from inbetweenies.wire.v1.graph import STEPS_MAX, Graph, graph_of, read_above, read_below
+from inbetweenies.wire.v1.graph import STEPS_MAX, Graph, graph_of, read_above, read_below, said
 from inbetweenies.wire.v1.lens import Draft, Edit, Known, Made
 from tests.support import Server, at, edge, entity
 from tests.wire.v1_support import (
@@ -70,7 +70,7 @@ def edit_of(graph: Graph, record: Any, data: dict[str, Any], version: str = at(1
 def known_now(graph: Graph, edit: Edit) -> Known:
     """What a client knows that has just pulled everything."""
     row = graph.entities[edit.entity_id]
-    fields = lens.fields_of(edit.shape, *lens.said(row), edit.path)
+    fields = lens.fields_of(edit.shape, *said(row), edit.path)
     assert fields is not None
     links = {} if edit.path else {link: lens.link_of(graph, edit.entity_id, link) for link in edit.shape.links}
     return Known(fields=fields | links, base=row.entity())
@@ -365,7 +365,7 @@ def test_a_move_points_an_edge_that_is_there_to_the_other_home() -> None:
 def test_a_bridge_is_tied_moved_and_untied_on_one_edge() -> None:
     server = small()
     server.push(entity("hub2", at(0)))
-    ids = set()
+    ids: set[str] = set()
     for count, bridge in enumerate(("hub", "hub2", None, "hub")):
         made = written(server, "accessory", {"id": "lamp", "bridge_id": bridge}, version=at(100 + count))
         assert made.change is not None
@@ -419,7 +419,7 @@ def test_an_unseen_base_keeps_what_v1_cannot_say_and_overwrites_nothing_silently
     server = small()
     lamp = whole(server).entities["lamp"]
     graph = whole(server)
-    fields = lens.fields_of(SHAPES["accessory"], *lens.said(lamp))
+    fields = lens.fields_of(SHAPES["accessory"], *said(lamp))
     item = item_of("/changes/0", change_of("accessory", {"id": "lamp", "name": "new"}), LIMITS)
     edit = Edit(item=item, entity_id="lamp", version=at(100), user="v1")
     made = lens.apply(edit, Known(fields=fields, base=lamp.entity(), named=False), graph)
@@ -567,7 +567,8 @@ def test_a_draft_is_built_on_by_what_comes_after_it() -> None:
     server = small()
     graph, draft = whole(server), Draft()
     made = []
-    for count, fields in enumerate(({"name": "one"}, {"is_blocked": True}, {"name": "lamp"}, {"name": "lamp"})):
+    edits: list[dict[str, Any]] = [{"name": "one"}, {"is_blocked": True}, {"name": "lamp"}, {"name": "lamp"}]
+    for count, fields in enumerate(edits):
         item = item_of("/changes/0", change_of("accessory", {"id": "lamp"} | fields), LIMITS)
         edit = Edit(item=item, entity_id="lamp", version=at(100 + count), user="v1")
         known = Known(fields={"name": "lamp", "is_blocked": False}, base=graph.entities["lamp"].entity())

@@ -83,7 +83,7 @@ CONTENT: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "gizmo": loose,
 }
 TYPES = ("home", "home", "room", "room", "zone", "device", "device", "device", "note", "door", "gizmo")
-PROPERTIES = (
+PROPERTIES: tuple[dict[str, Any], ...] = (
     {},
     {},
     {"role": "bridge"},
@@ -168,11 +168,8 @@ def doc_of(graph: Graph) -> Doc:
 
 
 def dead(thing: dict[str, Any]) -> bool:
-    return (
-        bool(thing.get("content", thing.get("properties"))["deleted"])
-        if "deleted" in thing.get("content", thing.get("properties"))
-        else False
-    )
+    free: dict[str, Any] = thing["content"] if "content" in thing else thing["properties"]
+    return bool(free.get("deleted"))
 
 
 def leaving(doc: Doc, id_: str) -> list[dict[str, Any]]:
@@ -339,6 +336,7 @@ class V1Client:
         self.client_id = client_id
         self.user = user
         self.token = token
+        self.acks = 0
 
     def send(self, body: Any, path: str, *, negotiation: Negotiation | UnsetType = UNSET, strict: bool = False) -> Any:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -365,7 +363,8 @@ class V1Client:
         return self.send(body, "/api/v1/sync/push")
 
     def ack(self) -> Any:
-        body = {"type": "sync_ack", "client_id": self.client_id, "sync_completed_at": "any"}
+        self.acks += 1
+        body = {"type": "sync_ack", "client_id": self.client_id, "sync_completed_at": f"ack {self.acks:04}"}
         return self.send(body, "/api/v1/sync/ack")
 
     def records(self, types: Any = ("homes", "rooms", "accessories", "users")) -> dict[str, Any]:

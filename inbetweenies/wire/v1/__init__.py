@@ -37,7 +37,9 @@ class V1:
         if isinstance(message, Push):
             return (yield from push.up(message, context))
         key = push.device_key(context, message.client)
-        return SyncRequest(device=key, user=context.user, pull=False, ack=isinstance(message, Done))
+        return SyncRequest(
+            device=key, user=context.user, pull=False, ack=message.mark if isinstance(message, Done) else None
+        )
 
     def down(
         self,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ...errors import RemoteProtocolError
+from ...errors import RemoteProtocolError, clip
 from ...limits import Limits, canonical, checked_decode
 from ...model import SEQ_MAX, Kind, format_time, parse_time
 from .. import Negotiation
@@ -323,7 +323,8 @@ class SyncResult(Struct, kw_only=True):
 
 
 class SyncAck(Struct, kw_only=True):
-    """PROTOCOL 8.6: the client holds what the last answer said. `sync_completed_at` may be any text."""
+    """PROTOCOL 8.6: the client holds what the last answer said. `sync_completed_at` may be any text; it rises from ack
+    to ack, and one that does not confirms nothing, since it may be an old ack that was held up."""
 
     type: Any = "sync_ack"
     client_id: str | None = None
@@ -425,6 +426,7 @@ class Done(Struct, frozen=True, kw_only=True):
     """A `SyncAck`, understood."""
 
     client: str
+    mark: str = ""
 
 
 Message: TypeAlias = Read | Push | Done
@@ -474,7 +476,9 @@ def decode(body: bytes, *, path: str = "", strict: bool = False, limits: Limits)
         items = (item_of(f"/changes/{index}", change, limits) for index, change in enumerate(push.changes))
         return Push(client=client, items=tuple(items))
     if kind == "ack":
-        return Done(client=_client(checked_decode(_ack, body).client_id, peek.device_id, limits))
+        ack = checked_decode(_ack, body)
+        mark = ack.sync_completed_at if isinstance(ack.sync_completed_at, str) else ""
+        return Done(client=_client(ack.client_id, peek.device_id, limits), mark=clip(mark, 64))
     request = checked_decode(_request, body)
     plurals = request.entity_types
     return Read(

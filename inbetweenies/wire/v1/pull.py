@@ -28,7 +28,9 @@ def down(read: Read, response: SyncResponse, context: Context, *, negotiated: bo
         changes = _all(graph, wanted, deletes=read.deletes and read.since is not None)
     else:
         changes = yield from _since(after, device, response, wanted, deletes=read.deletes)
-    yield Writes(device=(key, Device(served=head.seq, acked=device.acked)))
+    # An ack names no answer. While one is out, a late ack may be meant for it, so it must not confirm a newer one.
+    served = min(device.served, head.seq) if device.served > device.acked else head.seq
+    yield Writes(device=(key, replace(device, served=served)))
     return SyncDelta(server_time=format_time(head.stamp or context.now), changes=changes)
 
 
