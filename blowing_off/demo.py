@@ -669,7 +669,7 @@ async def story(fleet: Fleet, cast: Cast) -> None:
 
     phone.edit("accessory", one, f"renames {names[one]}", name=f"{names[one]} by the window")
     phone.edit("accessory", four, f"updates the firmware of {names[four]}", firmware_version="9.1.0")
-    phone.edit("accessory", four, f"moves {names[four]} to the cabin", home_id=cast.cabin)
+    phone.edit("accessory", one, f"moves {names[one]} to the cabin", home_id=cast.cabin)
     phone.edit("room", cast.study, "moves the study to the cabin", home_id=cast.cabin)
     phone.edit("accessory", five, f"renames {names[five]}", name=f"{names[five]} (old)")
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from inbetweenies import ProtocolFallback, Store
@@ -60,15 +60,24 @@ class HastyFleet(Fleet):
         return HastyHandler(store, clock)
 
 
-# With this, pytest runs it too. More examples find more; a few hundred are a good night's work for CI.
+# With this, pytest runs it too. More examples find more: a few hundred, for CI, are a good start.
 Fleet.TestCase.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 TestFleet = Fleet.TestCase
 
+# For a first look: short runs, no remembered failures, and no explanation beside the story.
+QUICK = settings(
+    max_examples=100,
+    stateful_step_count=12,
+    deadline=None,
+    database=None,
+    phases=(Phase.generate, Phase.shrink),
+    report_multiple_bugs=False,
+)
+
 
 def main(which: str = "") -> int:
-    fleet = HastyFleet if which == "hasty" else Fleet
     try:
-        run_state_machine_as_test(fleet, settings=settings(Fleet.TestCase.settings, max_examples=60, stateful_step_count=10, database=None))
+        run_state_machine_as_test(HastyFleet if which == "hasty" else Fleet, settings=QUICK)
     except BrokenLaw as broken:
         print(broken)
         return 1

@@ -85,12 +85,17 @@ def ancestors(start: Iterable[str], history: Mapping[str, tuple[str, ...]]) -> s
     return seen
 
 
-def common_ancestor(local: Row, parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
-    """PROTOCOL 6.3: the newest held row, by commit order, that both sides descend from; None if there is none."""
+def merge_base(local: Row, parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.3: the row against which both sides are compared, the newest in commit order of those held.
+
+    That is one that both descend from. Where a row between them is not held, one that the pushed row descends from
+    still tells what its maker changed, and nothing else of it may replace what is current. None if there is neither.
+    """
     history = {version: row.entity().parent_versions for version, row in rows.items()}
-    shared = ancestors((local.version,), history) & ancestors(parents, history)
-    held = [rows[version] for version in shared if version in rows]
-    return max(held, key=lambda row: row.seq, default=None)
+    pushed = ancestors(parents, history)
+    shared = [rows[version] for version in ancestors((local.version,), history) & pushed if version in rows]
+    known = shared or [rows[version] for version in pushed if version in rows]
+    return max(known, key=lambda row: row.seq, default=None)
 
 
 _MISSING: Final = object()

@@ -117,7 +117,7 @@ class DeviceHints:
             self._kept.pop((graph, device), None)
 
     def over(self, graph: str, device: str, durable: Device | None) -> Device | None:
-        """The durable row and the hint together: of both seqs the greater one."""
+        """The durable row and the hint together: of each field the greater value."""
         with self._lock:
             hint = self._kept.get((graph, device))
         if hint is None or durable is None:

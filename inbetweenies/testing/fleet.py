@@ -104,14 +104,12 @@ class Plan(NamedTuple):
 
 
 class Letter(Struct, eq=False):
-    """One message on the network. `exchange` tells its sender whether the answer is still waited for; the network does
-    not repeat what may only come `once`."""
+    """One message on the network. `exchange` tells its sender whether the answer is still waited for."""
 
     n: int
     sender: Client
     exchange: int
     body: bytes
-    once: bool = False
     deliveries: int = 0
     #: Whether the last delivery left nothing to be done by another one.
     settled: bool = False
@@ -325,9 +323,7 @@ class MixedFleet(RuleBasedStateMachine):
             return None
         self.letters += 1
         self.exchanges[client.name] += 1
-        # An ack of v1 does not say what it confirms, so nobody can tell a repeated one from the next.
-        once = body.get("type") == "sync_ack"
-        letter = Letter(self.letters, client, self.exchanges[client.name], _encode(body), once=once)
+        letter = Letter(self.letters, client, self.exchanges[client.name], _encode(body))
         self.sent.append(letter)
         changes = f", {len(body['changes'])} changes" if body.get("changes") else ""
         self.tell(f"{client.name} sends #{letter.n}: {client.phase}{changes}")
@@ -409,7 +405,7 @@ class MixedFleet(RuleBasedStateMachine):
     @rule(which=st.integers(0, 7), again=st.booleans())
     def deliver(self, which: int, again: bool) -> None:
         letter = self.requests[which % len(self.requests)]
-        if not again or letter.once:
+        if not again:
             self.requests.remove(letter)
         self.answers.append((letter, _encode(self._deliver(letter))))
 
@@ -435,9 +431,7 @@ class MixedFleet(RuleBasedStateMachine):
     @rule(which=st.integers(0, 31))
     def deliver_late(self, which: int) -> None:
         """Any message that was ever sent comes once more; nobody hears the answer."""
-        letter = self.sent[-1 - which % len(self.sent)]
-        if not letter.once:
-            self._deliver(letter)
+        self._deliver(self.sent[-1 - which % len(self.sent)])
 
     @rule(step=st.sampled_from(STEPS))
     def tick(self, step: int) -> None:

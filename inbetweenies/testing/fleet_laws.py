@@ -281,11 +281,15 @@ class Ledger:
                 todo += row.entity().parent_versions if row else ()
         return seen
 
-    def base_of(self, id_: str, one: Iterable[str], other: Iterable[str]) -> Row | None:
-        """The newest row that both sides descend from."""
-        shared = self.ancestors(id_, one) & self.ancestors(id_, other)
-        rows = [row for row in self.of_id.get(("entity", id_), ()) if row.version in shared]
-        return rows[-1] if rows else None
+    def base_of(self, local: Row, pushed: Row) -> Row | None:
+        """What a pushed row is compared against: the newest row that both descend from, else the newest before it."""
+        theirs = self.ancestors(pushed.id, pushed.entity().parent_versions)
+        shared = self.ancestors(local.id, (local.version,)) & theirs
+        for versions in (shared, theirs):
+            rows = [row for row in self.of_id["entity", local.id] if row.version in versions]
+            if rows:
+                return rows[-1]
+        return None
 
     # --- laws
 
@@ -368,9 +372,11 @@ class Ledger:
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
         if row.until != row.seq and entity.merged is True and not sent:
             parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
-            if len(parents) == 2 and all(parents):
-                self._check_merge(row, [parent for parent in parents if parent], lost)
-                return
+            other = next((parent for parent in parents if parent and parent.version != before.version), None)
+            if other is None or before.version not in entity.parent_versions:
+                self._broken("4 (kept)", f"{row.id} {row.version} is no merge of {before.version} and another row")
+            self._check_merge(row, before, other, lost)
+            return
         if row.until != row.seq:
             if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
                 row.id, before.version
@@ -385,21 +391,20 @@ class Ledger:
         original = row.version.partition("#")[0]
         if lost.names(row.id, original) or lost.names(row.id, row.version):
             return
-        base = self.base_of(row.id, entity.parent_versions, (before.version,))
+        base = self.base_of(before, row)
         if base is not None and not base.deleted:
             blended = list(blend(document(base), document(before), document(row)))
             if all(value is not ... and _is(at(document(before), path), value) for path, value in blended):
                 return
         self._broken("4 (kept)", f"{row.id} {row.version} lost to {before.version} without a word")
 
-    def _check_merge(self, row: Row, parents: list[Row], lost: _Lost) -> None:
-        one, other = parents
+    def _check_merge(self, row: Row, one: Row, other: Row, lost: _Lost) -> None:
         if row.rise <= max(one.edit, other.edit):
             # Whoever wrote the later of the two by v1 takes nothing for news that is not newer than that.
             self._broken("7 (total)", f"{row.id} {row.version} is not newer in v1 than what it merges")
-        base = self.base_of(row.id, (one.version,), (other.version,))
+        base = self.base_of(one, other)
         if base is None:
-            self._broken("4 (kept)", f"{row.id} {row.version} merges rows without a common ancestor")
+            self._broken("4 (kept)", f"{row.id} {row.version} is merged without a base")
         merged, sides = document(row), (document(one), document(other))
         contested = False
         for path, value in blend(document(base), *sides):
@@ -411,7 +416,7 @@ class Ledger:
             elif not _is(here, value):
                 told = f"has {here!r} at {place}; the only one who changed it wrote {value!r}"
                 self._broken("4 (kept)", f"{row.id} {row.version} {told}")
-        if contested and not any(lost.names(row.id, parent.version) for parent in parents):
+        if contested and not any(lost.names(row.id, parent.version) for parent in (one, other)):
             self._broken("4 (kept)", f"{row.id} {row.version} decided a conflict without a word")
 
     def _check_lens(self, pushed: Pushed, before: Mapping[tuple[Kind, str], Row]) -> None:

@@ -581,7 +581,10 @@ class StoreTests:
         [
             pytest.param(lambda w: replace(w, rows=w.rows[1:]), id="a gap at the start"),
             pytest.param(lambda w: replace(w, rows=w.rows[:1] + w.rows[2:]), id="a gap in the middle"),
+            pytest.param(lambda w: _with_row(w, 1, seq=9), id="a row out of line"),
             pytest.param(lambda w: replace(w, rows=w.rows[:-1]), id="a head beyond the rows"),
+            pytest.param(lambda w: _with_head(w, seq=7), id="a head beyond its last row"),
+            pytest.param(lambda w: replace(w, rows=(), closed=()), id="a head without rows"),
             pytest.param(lambda w: replace(w, rows=w.rows[::-1]), id="rows in another order"),
             pytest.param(lambda w: replace(w, head=None), id="rows without a head"),
             pytest.param(lambda w: replace(w, rows=(), head=None), id="closed rows without a head"),
@@ -592,6 +595,7 @@ class StoreTests:
             pytest.param(lambda w: replace(w, closed=((2, 4), *w.closed)), id="a row closed that is not current"),
             pytest.param(lambda w: replace(w, closed=((9, 10), *w.closed)), id="a row closed that does not exist"),
             pytest.param(lambda w: replace(w, closed=(w.closed[0], *w.closed)), id="a row closed twice"),
+            pytest.param(lambda w: _with_row(w, 0, until=4), id="a row that comes closed and is closed again"),
             pytest.param(lambda w: replace(w, closed=((1, 3), *w.closed[1:])), id="a row closed by an older one"),
             pytest.param(lambda w: replace(w, closed=((1, 99), *w.closed[1:])), id="a row closed by a later commit"),
             pytest.param(lambda w: _with_row(w, 0, version="v1"), id="a version that is held"),
@@ -877,23 +881,27 @@ class StoreTests:
     # devices
 
     def test_a_device_is_remembered_for_good_by_a_writing_transaction(self, store: Store) -> None:
-        self.run(_remember(store, "phone", Device(served=5, acked=3), write=True))
-        self.run(_remember(store, "phone", Device(served=4, acked=2), write=True))
+        self.run(_remember(store, "phone", Device(served=5, acked=3, mark="m5"), write=True))
+        self.run(_remember(store, "phone", Device(served=4, acked=2, mark="m4"), write=True))
         self.run(_remember(store, "tablet", Device(served=1), write=True))
 
-        assert Device(served=4, acked=2) == self.run(read(store, "g", Reads(device="phone"))).device
+        assert Device(served=4, acked=2, mark="m4") == self.run(read(store, "g", Reads(device="phone"))).device
         assert Device(served=1) == self.run(read(store, "g", Reads(device="tablet"))).device
 
     def test_a_reading_transaction_leaves_a_hint_that_only_moves_a_device_on(self, store: Store) -> None:
-        self.run(_remember(store, "phone", Device(served=5, acked=3), write=True))
+        self.run(_remember(store, "phone", Device(served=5, acked=3, mark="m5"), write=True))
         seen = []
-        for hint in (Device(served=9, acked=3), Device(served=2, acked=3), Device(served=6, acked=4)):
+        for hint in (Device(served=9, acked=3, mark="m9"), Device(served=2), Device(served=6, acked=4, mark="m6")):
             self.run(_remember(store, "phone", hint, write=False))
             seen.append(self.run(read(store, "g", Reads(device="phone"))).device)
         self.run(_remember(store, "tablet", Device(served=7), write=False))
 
-        # The newest hint counts, and of the hint and the durable row the greater of both seqs.
-        assert [Device(served=9, acked=3), Device(served=5, acked=3), Device(served=6, acked=4)] == seen
+        # The newest hint counts, and of the hint and the durable row whichever says more.
+        assert [
+            Device(served=9, acked=3, mark="m9"),
+            Device(served=5, acked=3, mark="m5"),
+            Device(served=6, acked=4, mark="m6"),
+        ] == seen
         assert Device(served=7) == self.run(read(store, "g", Reads(device="tablet"))).device
         # A durable row is newer than any hint before it.
         self.run(_remember(store, "phone", Device(served=1, acked=1), write=True))
@@ -964,7 +972,10 @@ _ids = st.sampled_from(IDS)
 _versions = st.sampled_from(["v1", "v2", "v3"])
 _types = st.sampled_from(["device", "room"])
 _seqs = st.integers(0, 30)
-_devices = st.tuples(st.sampled_from(["phone", "tablet"]), st.builds(Device, served=_seqs, acked=_seqs))
+_devices = st.tuples(
+    st.sampled_from(["phone", "tablet"]),
+    st.builds(Device, served=_seqs, acked=_seqs, mark=st.sampled_from(["", "a", "b"])),
+)
 _puts = st.builds(
     Put,
     kind=_kinds,

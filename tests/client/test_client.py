@@ -1120,12 +1120,10 @@ async def test_every_recorded_answer_of_the_deployed_server_is_understood(shared
     for file in sorted((shared_data / "recorded" / "v2").glob("*.json")):
         recorded = json.loads(file.read_text())
         asked, said = recorded["request"], recorded["response"]
-        if (asked["method"], asked["path"], said["status"]) != (
-            "POST",
-            "/api/v1/sync/",
-            200,
-        ) or "…" in file.read_text():
+        if asked["path"] != "/api/v1/sync/" or asked["method"] != "POST" or said["status"] != 200:
             continue
+        if not all(isinstance(change, dict) for change in said["body"]["changes"]):
+            continue  # long lists are cut in the recording
         body = {**said["body"], "cursor": None}
 
         class Mouth:

@@ -386,8 +386,8 @@ async def test_every_recorded_answer_of_the_deployed_v1_server_is_understood(sha
             continue
 
         class Mouth(DeployedV1):
-            async def post(self, path: str, request: bytes, body: Any = body) -> bytes:
-                return json.dumps(body).encode() if path.endswith("/request") else await super().post(path, request)
+            async def post(self, path: str, body: bytes, told: Any = body) -> bytes:
+                return json.dumps(told).encode() if path.endswith("/request") else await super().post(path, body)
 
         ann = client_of(Mouth())
         report = await ann.sync()

@@ -241,6 +241,17 @@ def test_without_a_common_ancestor_the_later_edit_wins_whole(seconds: float, win
     assert {HOME.version, blind.version} == history(server, "home")
 
 
+def test_an_edit_across_a_row_that_was_never_held_changes_only_what_its_maker_changed() -> None:
+    server = Server()
+    server.push(HOME)
+    far = entity("home", at(1), {"a": 1, "b": 7, "c": 7}, entity_type="home", parent_versions=("never held",))
+    server.push(far)
+    edit = entity("home", at(9), {"a": 5, "b": 1}, entity_type="home", parent_versions=(HOME.version,))
+    server.push(edit)
+
+    assert {"a": 5, "b": 7, "c": 7} == content(server, "home")
+
+
 def test_with_three_way_off_the_ladder_is_the_deployed_rule() -> None:
     server = Server(policy=Policy(three_way=False))
     server.push(HOME)

@@ -17,12 +17,17 @@ from inbetweenies.asgi import app, serving
 from tests.server.calls import Process, entity, read_all, running, sync, write
 
 QUICK = """
-import sys
+import socket, sys
 from inbetweenies.asgi import ServerLimits, app, run
 from inbetweenies.asgi import serving
 from inbetweenies.stores import MemoryStore
 bounds = ServerLimits(header_seconds=float(sys.argv[1]), stall_seconds=float(sys.argv[2]))
 class Told(serving.BoundedProtocol):
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        if "nodelay" in sys.argv:
+            option = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            print("nodelay", option != 0, flush=True)
     def connection_lost(self, exc):
         super().connection_lost(exc)
         print("lost", flush=True)
@@ -322,6 +327,13 @@ def test_who_reads_slowly_is_not_cut_off() -> None:
     [(_, look)] = pending
     look()
     assert transport.aborted
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    with running(["-c", QUICK, "60", "60", "nodelay"]) as server, server.connect():
+        assert server.process.stdout is not None
+        # Else the body of an answer waits until the other side has confirmed its headers.
+        assert server.process.stdout.readline() == "nodelay True\n"
 
 
 def test_a_request_that_is_under_way_is_finished_before_the_server_ends() -> None:

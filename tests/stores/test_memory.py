@@ -98,7 +98,11 @@ class ListTransaction:
             known = [self.told[name]]
         if not known:
             return None
-        return Device(served=max(one.served for one in known), acked=max(one.acked for one in known))
+        return Device(
+            served=max(one.served for one in known),
+            acked=max(one.acked for one in known),
+            mark=max(one.mark for one in known),
+        )
 
 
 def _age(row: Row) -> tuple[int, str]:

@@ -353,6 +353,20 @@ print("free", flush=True)
     run(commit(store, "g", entity("e1", "v2")))
 
 
+def test_a_thread_is_never_made_to_wait_for_itself(path: Path) -> None:
+    store = SqliteStore(path, busy_timeout_ms=3_600_000)
+
+    async def script() -> None:
+        async with store.transaction("g", write=True):
+            # One file has one writer, and a graph that nobody named before is written down when it is first read.
+            await read(store, "new", Reads())
+
+    for _ in range(2):
+        with pytest.raises(StoreBusy, match="this thread"):
+            run(script())
+    run(store.close())
+
+
 def test_a_thread_that_writes_for_too_long_makes_the_store_busy(store: SqliteStore) -> None:
     block = store.transaction("g", write=True)
     run(block.__aenter__())
@@ -493,7 +507,7 @@ def test_a_commit_that_fails_is_rolled_back_and_told(path: Path) -> None:
         async with store.transaction("g", write=True) as tx:
             await add(tx, entity("e1", "v2"))
             connections[0].execute("PRAGMA defer_foreign_keys = ON")
-            connections[0].execute("INSERT INTO devices VALUES (99, 'd', 0, 0)")
+            connections[0].execute("INSERT INTO devices VALUES (99, 'd', 0, 0, '')")
 
     with pytest.raises(LocalProtocolError, match="to commit"):
         run(script())

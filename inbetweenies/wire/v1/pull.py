@@ -56,7 +56,7 @@ def _since(
         held = yield Reads(history=tuple(changed))
         for id_, rows in held.history.items():
             earlier[id_] = earlier.get(id_, ()) + tuple(row for row in rows if row.seq > after)
-    if any(_may_stand_in(row, earlier.get(id_, ())) for id_, row in changed.items()):
+    if any(_may_stand_in(row, earlier.get(id_, ()), id_ not in before.entities) for id_, row in changed.items()):
         # Whatever reaches no home may have stood under the one that is no longer the first.
         graph = yield from read_whole(head)
         affected = {row.id for row in graph.entities.values() if not row.deleted or row.seq > after}
@@ -75,14 +75,14 @@ def _turned(row: Row, earlier: Iterable[Row]) -> bool:
     return any((old.deleted, old.entity_type) != (row.deleted, row.entity_type) for old in earlier)
 
 
-def _may_stand_in(row: Row, earlier: tuple[Row, ...]) -> bool:
+def _may_stand_in(row: Row, earlier: tuple[Row, ...], is_new: bool) -> bool:
     """Whether the home that stands in for none may be another one because of a changed entity."""
     states = {
         (each.deleted, said(each)[1].get("is_primary") is True)
         for each in (row, *earlier)
         if each.entity_type == "home"
     }
-    return bool(states) and (len(states) > 1 or not earlier or _turned(row, earlier))
+    return bool(states) and (is_new or len(states) > 1 or _turned(row, earlier))
 
 
 def _told(
