@@ -83,14 +83,14 @@ def main(files: list[Path], as_json: bool) -> int:
             imports = [read_file(file) for file in files]
             with Server(Path(folder)) as server:
                 outcome = asyncio.run(run(server, imports, teller(as_json)))
+        outcome.seconds = round(time.monotonic() - started, 2)
+        show(outcome, screen)
     except KeyboardInterrupt:
         screen.problem(Problem("stopped", "stopped before the end; the server was ended and its files removed"))
         return 1
     except (InbetweeniesError, httpx.HTTPError, OSError) as error:
         screen.problem(Problem("demo_failed", " ".join(str(error).split()) or type(error).__name__))
         return 1
-    outcome.seconds = round(time.monotonic() - started, 2)
-    show(outcome, screen)
     return 0 if outcome.well else 1
 
 
@@ -155,7 +155,6 @@ class Server:
         sources = str(Path(inbetweenies.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([sources, os.environ.get("PYTHONPATH", "")])}
         environment.pop("INBETWEENIES_ADMIN_PASSWORD", None)
-        self.token("nobody")  # makes the database, so that the server has no need to remark on an empty one
         arguments = [sys.executable, "-m", "inbetweenies.cli", "serve", "--db", str(self.db), "--port", "0"]
         with (self.folder / "server.log").open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command line
@@ -1063,7 +1062,8 @@ def _of_record(told: Told, history: list[Record]) -> Conflict:
         entity_id=told.entity_id,
         local_version="" if merge is None else next(each for each in merge["parent_versions"] if each != pushed),
         remote_version=pushed,
-        resolution_strategy=f"{told.record['reason']}, {told.record['resolution']}",
+        # The words of v1 are the same whoever wins.
+        resolution_strategy=f"told in v1 as {told.record['reason']}, {told.record['resolution']}",
         resolved_version="" if merge is None else merge["version"],
     )
 

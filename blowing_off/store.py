@@ -27,7 +27,7 @@ from inbetweenies.replica import Absorbed, Copy, Key, Local, Pending, Pointer, R
 
 APPLICATION_ID: Final = 0x424F6666  # "BOff": what `file` and we ourselves know the file by
 SCHEMA: Final = 1
-BUSY_TIMEOUT_S: Final = 5.0
+BUSY_TIMEOUT_S: Final = 10.0  # writers are not served in turn, so one among several can wait for long
 COUNTER_MAX: Final = 999_999  # six digits of a row version; more would sort below fewer
 
 _SCHEMA: Final = (

@@ -367,7 +367,7 @@ def _border(doing: str) -> Iterator[None]:
         raise kinds.get(code, StoreError)(f"SQLite could not {doing}: {told}") from error
 
 
-# --- how often a source may guess ---------------------------------------------------------------------------------
+# --- where a peer is, and how often it may guess ------------------------------------------------------------------
 
 
 class Failures:
@@ -395,6 +395,14 @@ class Failures:
         self._of.move_to_end(source)
         if len(self._of) > self._sources_max:
             self._of.popitem(last=False)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def source_of(host: str) -> str:

@@ -14,7 +14,6 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from ipaddress import ip_address
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -101,15 +100,16 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
     Prints `listening on http://…` once it does; stops on SIGTERM and Ctrl-C. Tokens are made with
     `inbetweenies token create`. With INBETWEENIES_ADMIN_PASSWORD set, clients may also log in with that password.
     """
-    if no_auth and not _is_loopback(host):
+    from .auth import SqliteTokens, is_loopback
+    from .stores import SqliteStore
+
+    if no_auth and not is_loopback(host):
         raise click.UsageError(
             f"--no-auth: expected a loopback --host such as 127.0.0.1; got {host}, where other machines could read and "
             "write everything: leave --no-auth out and make tokens, or listen on 127.0.0.1"
         )
     try:
         from .asgi import app, run
-        from .auth import SqliteTokens
-        from .stores import SqliteStore
     except ImportError as error:
         raise click.ClickException(
             f"expected {error.name}; not installed: pip install 'inbetweenies[server]'"
@@ -118,7 +118,7 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
     store = SqliteStore(db)
     with closing(SqliteTokens(db)) as tokens:
         password = os.environ.get(PASSWORD_VARIABLE)
-        _remark(db, host, no_auth=no_auth, door=bool(password or tokens.list()))
+        _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))
         try:
             application = app(store, tokens=tokens, admin_password=password, admin_graph=graph, auth=not no_auth)
             run(application, host, port, announce=click.echo)
@@ -131,24 +131,17 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
             asyncio.run(store.close())
 
 
-def _remark(db: Path, host: str, *, no_auth: bool, door: bool) -> None:
-    """What whoever starts a server should know, on standard error."""
-    if not no_auth and not door:
-        how = f"inbetweenies token create --db {quote(str(db))} --graph default --user NAME"
+def _remark(db: Path, host: str, graph: str, *, closed: bool) -> None:
+    """What whoever starts a server should know, on standard error. `closed`: nobody can get in yet."""
+    from .auth import is_loopback
+
+    if closed:
+        how = f"inbetweenies token create --db {quote(str(db))} --graph {quote(graph)} --user NAME"
         click.echo(f"no tokens yet; make one with: {how}", err=True)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         click.echo("this speaks plain HTTP: put a TLS proxy in front, or tokens can be read on the way", err=True)
     if stat.S_IMODE(db.stat().st_mode) & 0o077:
         click.echo(f"{db} can be opened by other users of this machine; chmod 600 would end that", err=True)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # --- token --------------------------------------------------------------------------------------------------------

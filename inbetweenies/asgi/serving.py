@@ -19,7 +19,8 @@ from functools import partial
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ..errors import RemoteProtocolError
+from ..auth import is_loopback
+from ..errors import LocalProtocolError, RemoteProtocolError
 from ..negotiation import problem
 from .application import App
 from .http import ServerLimits, encode
@@ -40,8 +41,11 @@ def run(
 
     Raises:
         OSError: the address cannot be listened on.
+        LocalProtocolError: `app` lets everybody in, and `host` is not this machine alone.
         ImportError: the extra is not installed.
     """
+    if not app.auth and not is_loopback(host):
+        raise LocalProtocolError(f"without auth: expected a loopback host such as 127.0.0.1; got {host}")
     bounds = app.bounds
     config = uvicorn.Config(
         app,

@@ -515,6 +515,8 @@ class DeployedV2(_V2):
         self.edges: dict[str, Relationship] = {}
         self.edge_marks: dict[str, None] = {}
         self.stray: set[str] = set()
+        #: The ids that were edited here since what waits was gathered for the push under way.
+        self.edited: set[str] = set()
         self.since: str | None = None
         self.next_since: str | None = None
         self.sent: dict[str, Entity] = {}
@@ -526,6 +528,7 @@ class DeployedV2(_V2):
     def keep(self, entity: Entity) -> None:
         self.rows[entity.id] = entity
         self.marks[entity.id] = None
+        self.edited.add(entity.id)
 
     def parents(self, before: Entity) -> tuple[str, ...]:
         # All the ancestors it knows of, not only the nearest: the list grows with every edit.
@@ -552,9 +555,14 @@ class DeployedV2(_V2):
         self.edge_marks[edge.id] = None
         return f"link {edge.id}"
 
-    def begin(self) -> str:
+    def gather(self) -> None:
+        """What waits is taken as it is now; edits from here on are for the next sync."""
+        self.edited.clear()
         self.sent = {id_: self.rows[id_] for id_ in self.marks}
         self.sent_edges = {id_: self.edges[id_] for id_ in self.edge_marks}
+
+    def begin(self) -> str:
+        self.gather()
         return "pull"
 
     def compose(self) -> Body:
@@ -630,6 +638,7 @@ class DeployedV2(_V2):
             if entity.entity_type in ENTITY_TYPES:
                 self.rows[entity.id] = entity
                 self.stray.discard(entity.id)
+                self.edited.discard(entity.id)
 
     def entity_in(self, told: Body) -> Entity:
         known = {name: told[name] for name in ("id", "version", "entity_type", "name", "source_type", "user_id")}
@@ -641,18 +650,13 @@ class DeployedV2(_V2):
         for id_ in ids:
             if id_ in self.sent:
                 self.done.append(Done(self.sent[id_]))
-                if id_ in self.marks and self.edited_since(id_):
+                if id_ in self.edited:
                     self.stray.add(id_)
             self.marks.pop(id_, None)
         for id_ in edges:
             if id_ in self.sent_edges:
                 self.done.append(Done(self.sent_edges[id_]))
             self.edge_marks.pop(id_, None)
-
-    def edited_since(self, id_: str) -> bool:
-        """Whether what is shown of `id_` is an edit that has not been sent and will not be."""
-        here = self.rows[id_]
-        return here != self.sent[id_] and self.sent[id_].version in here.parent_versions
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -696,14 +700,11 @@ class KittenKong(DeployedV2):
             return ""
         self.take(answer["changes"])
         self.next_since = self.watermark(answer["server_time"])
-        self.sent = {id_: self.rows[id_] for id_ in self.marks}
+        self.gather()
         if not self.sent:
             self.since = self.next_since
             return ""
         return "push"
-
-    def edited_since(self, id_: str) -> bool:
-        return self.rows[id_] != self.sent[id_]
 
 
 # --- v1 -----------------------------------------------------------------------------------------------------------

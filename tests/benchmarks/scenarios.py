@@ -53,15 +53,26 @@ class Sizes(Struct, frozen=True, kw_only=True):
     small: int = 1_000
     delta: int = 10
     clients: int = 16
-    batches: int = 48
+    batches: int = 32
     batch: int = 100
     turns: int = 5
+    crowd_turns: int = 9
     short_turns: int = 15
     long_turns: int = 2
 
 
 QUICK: Final = Sizes(
-    message=50, many=100, huge=300, small=100, clients=4, batches=8, batch=10, turns=1, short_turns=1, long_turns=1
+    message=50,
+    many=100,
+    huge=300,
+    small=100,
+    clients=4,
+    batches=8,
+    batch=10,
+    turns=1,
+    crowd_turns=1,
+    short_turns=1,
+    long_turns=1,
 )
 
 
@@ -452,7 +463,7 @@ def concurrent_push(bench: Bench) -> list[Row]:
 
     answers: list[int] = []
     server.token("crowd")
-    values, floors = in_turns(sizes.turns, lambda: pushed(sizes.clients), lambda: pushed(1))
+    values, floors = in_turns(sizes.crowd_turns, lambda: pushed(sizes.clients), lambda: pushed(1))
     row = held_against("concurrent_push", values, floors, unit="changes/s", most=1, note="")
     ratio = row.figure.ratio or 0.0
     fields = {name: getattr(row.figure, name) for name in Figure.__struct_fields__} | {"target": ">= 1x"}

@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from inbetweenies.asgi import App, ServerLimits, app, release
+from inbetweenies.asgi.http import Door
 from inbetweenies.auth import MemoryTokens
 from inbetweenies.errors import LocalProtocolError, StoreBusy
 from inbetweenies.exchange import Reply
@@ -571,6 +572,41 @@ async def test_a_request_that_is_cancelled_while_it_waits_takes_no_place() -> No
     assert site.app._door._inside == 0
 
 
+async def waiting_at(door: Door, callers: int) -> list[asyncio.Task[None]]:
+    await door.enter()
+    tasks = [asyncio.ensure_future(door.enter()) for _ in range(callers)]
+    await turns(lambda: len(door._waiting) == callers)
+    return tasks
+
+
+async def test_a_turn_that_is_given_up_as_it_comes_goes_to_the_next() -> None:
+    door = Door(ServerLimits(requests_max=1, waiting_seconds=60))
+    first, second = await waiting_at(door, 2)
+
+    door.leave()
+    first.cancel()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert second.exception() is None
+    door.leave()
+    assert door._inside == 0
+
+
+async def test_who_has_just_given_up_gets_no_turn() -> None:
+    door = Door(ServerLimits(requests_max=1, waiting_seconds=60))
+    first, second = await waiting_at(door, 2)
+
+    first.cancel()
+    door.leave()
+    await asyncio.wait([first, second])
+
+    assert first.cancelled()
+    assert second.exception() is None
+    door.leave()
+    assert door._inside == 0
+
+
 # --- what goes wrong inside ---------------------------------------------------------------------------------------
 
 
@@ -697,6 +733,18 @@ async def test_a_job_that_never_got_a_thread_does_not_run_later() -> None:
         changes = (await site.push())["changes"]
 
         assert [change["entity"]["id"] for change in changes] == ["e0"]
+
+
+def test_a_thread_may_outlive_the_loop_that_waited_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    store = Blocking()
+    site = Site(router=ProtocolFallback(store, clock=lambda: NOW), bounds=ServerLimits(handler_seconds=0.001))
+
+    response = asyncio.run(site.ask("POST", SYNC, sync()))
+    store.go_on.set()
+    asyncio.run(site.app.close())
+
+    assert response.status == 503
+    assert [record for record in caplog.records if record.name != "inbetweenies.asgi.application"] == []
 
 
 async def test_a_handler_of_ones_own_may_wait_beside_a_blocking_store(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from inbetweenies.auth import (
     SqliteTokens,
     TokenInfo,
     bearer,
+    is_loopback,
     judge,
     key_id_of,
     mint,
@@ -487,6 +488,16 @@ def test_so_many_sources_are_remembered_and_no_more() -> None:
 )
 def test_a_household_is_one_source(host: str, source: str) -> None:
     assert source_of(host) in (source, "fe80::/64")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_hosts_are_this_machine(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.0.2.1", "localhost.example", "127.0.0.1.example"])
+def test_other_hosts_are_not(host: str) -> None:
+    assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("given_", ["sésame", "Sésame", "", "\ud800", "x" * 10**5])

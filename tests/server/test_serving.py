@@ -14,6 +14,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
 from inbetweenies.asgi import app, serving
+from inbetweenies.errors import LocalProtocolError
 from tests.server.calls import Process, entity, read_all, running, sync, write
 
 QUICK = """
@@ -327,6 +328,12 @@ def test_who_reads_slowly_is_not_cut_off() -> None:
     [(_, look)] = pending
     look()
     assert transport.aborted
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_without_auth_only_this_machine_is_served(host: str) -> None:
+    with pytest.raises(LocalProtocolError, match="expected a loopback host"):
+        serving.run(app(auth=False), host, 0)
 
 
 def test_small_answers_are_sent_at_once() -> None:

@@ -354,7 +354,7 @@ print("free", flush=True)
 
 
 def test_a_thread_is_never_made_to_wait_for_itself(path: Path) -> None:
-    store = SqliteStore(path, busy_timeout_ms=3_600_000)
+    store = SqliteStore(path, busy_timeout_ms=20_000)
 
     async def script() -> None:
         async with store.transaction("g", write=True):
