@@ -219,9 +219,12 @@ class ProtocolFallback:
         """PROTOCOL 5: gate, envelope, choice, decode. Raises `RemoteProtocolError`; then nothing happened."""
         gate(body, self.limits)
         peek = checked_decode(_peek, body)
-        requested = _requested(peek, header)
-        offer = _offer(peek)
         registry = self.registry
+        try:
+            requested, offer = _requested(peek, header), _offer(peek)
+        except VersionRefused as error:
+            error.supported = registry.accepted
+            raise
         has_changes = _carries_changes(peek)
         choice = choose(requested, offer, has_changes=has_changes, registry=registry)
         handler = self.handlers[choice.served]

@@ -47,7 +47,11 @@ def test_the_import_contract_is_kept() -> None:
         ("inbetweenies/__init__.py", "import asyncio", "package roots export lazily"),
         ("inbetweenies/wire/v2.py", "from . import v1", "wire versions do not import each other"),
         ("inbetweenies/router.py", "from .wire import v1", "nobody outside of wire/ names a wire version"),
-        ("inbetweenies/asgi/application.py", "from ..wire.v2 import WIRE", "nobody outside of wire/ names a wire version"),
+        (
+            "inbetweenies/asgi/application.py",
+            "from ..wire.v2 import WIRE",
+            "nobody outside of wire/ names a wire version",
+        ),
     ],
 )
 def test_a_planted_violation_breaks_the_contract(tmp_path: Path, file: str, line: str, broken: str) -> None:

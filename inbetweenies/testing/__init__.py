@@ -1,0 +1,23 @@
+"""The kit that tests this project, for those who write stores, handlers or wire versions of their own.
+
+- `StoreTests`: subclass it, return your store, run pytest.
+- `MixedFleet`: old, new and unknown clients against your handler or store; the laws are checked after every step.
+
+Needs the extra ``testing`` (hypothesis, pytest). Loaded when first used.
+"""
+
+from importlib import import_module as _import
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .fleet import BrokenLaw, MixedFleet
+    from .store_tests import StoreTests
+
+_HOMES = {"BrokenLaw": ".fleet", "MixedFleet": ".fleet", "StoreTests": ".store_tests"}
+__all__ = ["BrokenLaw", "MixedFleet", "StoreTests"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import(_HOMES[name], __name__), name)

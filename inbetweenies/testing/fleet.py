@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from msgspec import Struct
 
 from ..errors import LocalProtocolError
-from ..model import Held, Kind, Reads, Row, format_time, parse_time
+from ..model import Held, Kind, Reads, format_time, parse_time
 from ..router import ProtocolFallback, ProtocolHandler
 from ..store import Store
 from ..stores.memory import MemoryStore
@@ -271,7 +271,6 @@ class MixedFleet(RuleBasedStateMachine):
         message: Body = _decode(letter.body)
         pushed = pushed_by(message) if self.ledger else Pushed()
         before = None if self.ledger else self.picture()
-        fresh: list[Row] = []
         answer = self.serve(letter.body)
         letter.deliveries += 1
         refusal = answer.get("code", "?") if "error" in answer else None
@@ -293,9 +292,8 @@ class MixedFleet(RuleBasedStateMachine):
                     self.broken("5 (idempotent)", f"#{letter.n} came again and wrote {len(again)} rows")
                 self.ledger.check_push(pushed, answer, fresh, current)
         self._check_answer(letter, message, answer, refusal)
-        # A record of v1 that says nothing new leaves no row by which it could be known again.
-        silent = bool(pushed.records) and not fresh and not letter.settled
-        letter.settled = not refusal and not answer.get("refused") and not silent
+        settled = not refusal and not answer.get("refused")
+        letter.settled = settled and (self.ledger is None or self.ledger.knows(pushed))
         return answer
 
     def _check_answer(self, letter: Letter, message: Body, answer: Body, refusal: str | None) -> None:

@@ -756,7 +756,7 @@ class V1(Client):
         self.marks: dict[tuple[str, str], set[str]] = {}
         self.last_sync: str | None = None
         self.attempts = 0
-        self.edits = 0
+        self.times: set[int] = set()
         self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
         self.stray: set[tuple[str, str]] = set()
         #: Records that are as a person left them here, not as a pull told them.
@@ -770,9 +770,12 @@ class V1(Client):
             return None
         key = (type_, act.thing)
         before = self.records.get(key)
-        # No person is as fast as a clock that stands still in a test.
-        self.edits += 1
-        time = format_time(self.now + self.edits, naive=True)
+        # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
+        now = self.now
+        while now in self.times:
+            now += 1
+        self.times.add(now)
+        time = format_time(now, naive=True)
         stamps = {"created_at": time, "updated_at": time, "sync_id": None}
         homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
         if before is None:

@@ -28,6 +28,7 @@ from ..model import (
     Span,
     SyncRequest,
     body_of,
+    format_time,
     parse_time,
     row_hash,
 )
@@ -259,6 +260,16 @@ class Ledger:
                 if row.version.startswith(value.version + "#") and self._says(row, value)
             ),
             None,
+        )
+
+    def knows(self, pushed: Pushed) -> bool:
+        """Whether every record of v1 in a push left a row: one that said nothing new then may say something later."""
+        return all(
+            any(
+                row.version.startswith(format_time(parse_time(record["data"]["updated_at"]) or 0))
+                for row in self.of_id.get(("entity", record["entity_id"]), ())
+            )
+            for record in pushed.records
         )
 
     def _says(self, row: Row, value: Entity | Relationship) -> bool:

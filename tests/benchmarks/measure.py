@@ -78,15 +78,16 @@ def bounded(
     )
 
 
-def in_turns(repetitions: int, *works: Callable[[], float]) -> list[list[float]]:
-    """What each of `works` measures of itself, `repetitions` times, in turns. The first turn warms up, if there are
-    enough of them, and does not count."""
+def in_turns(repetitions: int, *works: Callable[[], float], warm: bool = False) -> list[list[float]]:
+    """What each of `works` measures of itself, `repetitions` times, in turns. Unless everything is `warm` already, a
+    first turn does not count; of a single one there is no telling."""
     found: list[list[float]] = [[] for _ in works]
-    for turn in range(repetitions + (repetitions > 2)):
+    cold = 0 if warm or repetitions == 1 else 1
+    for turn in range(cold + repetitions):
         for work, values in zip(works, found, strict=True):
             gc.collect()
             value = work()
-            if turn or repetitions <= 2:
+            if turn >= cold:
                 values.append(value)
     return found
 

@@ -366,7 +366,7 @@ def sync_10k(bench: Bench) -> list[Row]:
             shutil.copy(seed, first)
             return client.push(first) + server.write() + server.read() + client.pull(bench.path("second"))
 
-        values, floors = in_turns(max(bench.sizes.turns - 2, 1), ours, floor)
+        values, floors = in_turns(max(bench.sizes.turns - 2, 1), ours, floor, warm=True)
     note = (
         f"CPU of two client processes and a server process; {2 * many:,} rows pushed by one client and pulled by the"
         " other; floor: what these three files read and write, one SELECT or one executemany for each table"

@@ -193,7 +193,7 @@ CASES: list[tuple[str, dict[str, Any], Any, dict[str, Any]]] = [
         V2_READ | {"protocol_version": GREASE, "supported_versions": [GREASE, V2]},
         {"protocol_version": V2},
     ),
-    ("null", {}, {"protocol_version": None}, refused("malformed_version", got="null")),
+    ("null", {}, {"protocol_version": None}, refused("malformed_version", got="null", supported=[V2, V1])),
     ("number", {}, {"protocol_version": 2}, refused("malformed_version", got="a number")),
     ("boolean", {}, {"protocol_version": True}, refused("malformed_version")),
     ("array", {}, {"protocol_version": [V2]}, refused("malformed_version")),

@@ -30,6 +30,10 @@ STAGES: Final = {
             _LENS + "test_what_v1_cannot_see_survives_any_v1_edit",
         ),
     ),
-    "fleet": Stage("{count} histories of a mixed fleet, in memory and on SQLite", 4_000, 2, ("tests/fleet/test_fleet.py",)),
-    "gate": Stage("{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)),
+    "fleet": Stage(
+        "{count} histories of a mixed fleet, in memory and on SQLite", 4_000, 2, ("tests/fleet/test_fleet.py",)
+    ),
+    "gate": Stage(
+        "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
+    ),
 }

@@ -41,7 +41,7 @@ def ack_by_id(patch: pytest.MonkeyPatch) -> None:
     clear = replica._Work.clear
 
     def cleared(self: Any, terminal: Any, ns: frozenset[int]) -> None:
-        pending = {key: () for key in (item.copy.key for item in terminal)}
+        pending = dict.fromkeys((item.copy.key for item in terminal), ())
         self.local = replace(self.local, pending={**self.local.pending, **pending})
         clear(self, terminal, ns)
 
