@@ -3,7 +3,7 @@
 A token is the text ``ib1_<key id>_<secret>``: the prefix lets secret scanners find a leaked one, the key id is public
 and finds the row, the secret is 256 random bits. Only the SHA-256 of the whole text is kept, so nobody who reads the
 database can speak as anybody. A token belongs to one graph and one user: what a body says about who sent it is only
-ever a label (PROTOCOL 7.3).
+ever a label (PROTOCOL 7.5).
 
 Times are whole microseconds since 1970 UTC. `mint`, `judge` and `bearer` are pure.
 """

@@ -21,6 +21,7 @@ STATUS = {
     "timeout": 408,
     "unsupported_media_type": 415,
     "too_many_requests": 429,
+    "headers_too_large": 431,
     "unavailable": 503,
     "storage_full": 507,
 }

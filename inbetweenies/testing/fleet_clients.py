@@ -453,7 +453,8 @@ class ModernV2(_V2):
         self.store.commit(absorbed)
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
         for row in forgotten:
-            self.done.append(Done(msgspec.json.decode(row.body, type=Entity if row.kind == "entity" else Relationship)))
+            shape: Any = Entity if row.kind == "entity" else Relationship
+            self.done.append(Done(msgspec.json.decode(row.body, type=shape)))
         for item in self.sent:
             left = self.store.image.pending.get(item.n)
             if left is not None and left.note is None:
@@ -506,7 +507,7 @@ class DeployedV2(_V2):
     """
 
     kind = "deployed"
-    acts = ("create", "rename", "set", "nest", "delete", "revive", "link")
+    acts: ClassVar[tuple[str, ...]] = ("create", "rename", "set", "nest", "delete", "revive", "link")
 
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         super().__init__(name, world, user=user, skew=skew)

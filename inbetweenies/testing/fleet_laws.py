@@ -114,7 +114,7 @@ def blend(base: Any, one: Any, other: Any, path: Path = ()) -> Iterator[tuple[Pa
     elif isinstance(one, dict) and isinstance(other, dict):
         old = base if isinstance(base, dict) else {}
         for key in sorted({*one, *other, *old}):
-            yield from blend(*(side.get(key, ABSENT) for side in (old, one, other)), path=(*path, key))
+            yield from blend(old.get(key, ABSENT), one.get(key, ABSENT), other.get(key, ABSENT), (*path, key))
     else:
         yield path, ...
 

@@ -73,7 +73,7 @@ class Seen(MixedFleet):
         ("unknown", "modern"),
         ("modern", "deployed", "kitten", "v1", "unknown"),
     ],
-    ids=lambda kinds: "+".join(kinds),
+    ids="+".join,
 )
 def test_the_laws_hold_in_memory(kinds: tuple[str, ...]) -> None:
     fleet = type("Fleet", (MixedFleet,), {"kinds": kinds})
