@@ -308,7 +308,7 @@ class MixedFleet(RuleBasedStateMachine):
             self.broken("11 (all or nothing)", f"a write in an unknown shape was served: {answer}")
         version = message.get("protocol_version")
         served = answer.get("protocol_version", version)
-        if version in ("inbetweenies-v2",) and served != version:
+        if version == "inbetweenies-v2" and served != version:
             self.broken("10 (downgrade)", f"{letter.sender.name} asked for {version} and was served {served}")
         told = time_told(answer)
         if told is not None and self.ledger is not None and letter.sender.wire == "inbetweenies-v2":
@@ -647,9 +647,7 @@ def outline(answer: Body) -> str:
         words.append(", ".join(f"{short(ack['version'])} {ack['outcome']}" for ack in acks))
     elif answer.get("applied"):
         words.append(f"acks {[short(str(item)) for item in answer['applied']]}")
-    for name in ("conflicts", "refused"):
-        if answer.get(name):
-            words.append(f"{len(answer[name])} {name}")
+    words += [f"{len(answer[name])} {name}" for name in ("conflicts", "refused") if answer.get(name)]
     return "; ".join(words) or "nothing new"
 
 

@@ -248,9 +248,8 @@ class _V2(Client):
             content["deep"] = {**(inner if isinstance(inner, dict) else {}), field: copy.deepcopy(value)}
         elif act.verb == "drop":
             content.pop(field, None)
-        elif act.verb == "revive":
-            if not content.pop("deleted", None):
-                return None
+        elif act.verb == "revive" and not content.pop("deleted", None):
+            return None
         if act.thing == "ann":
             content.setdefault("kind", "user")
         row = Entity(
@@ -587,8 +586,10 @@ class DeployedV2(_V2):
             kind = "update" if entity.parent_versions else "create"
             with_it = [self.edge_out(edge) for edge in edges.pop(entity.id, ())]
             changes.append({"change_type": kind, "entity": self.entity_out(entity), "relationships": with_it})
-        for loose in edges.values():
-            changes.append({"change_type": "update", "relationships": [self.edge_out(edge) for edge in loose]})
+        changes += [
+            {"change_type": "update", "relationships": [self.edge_out(edge) for edge in loose]}
+            for loose in edges.values()
+        ]
         return body
 
     def entity_out(self, entity: Entity) -> Body:

@@ -546,11 +546,11 @@ async def test_what_our_server_refuses_of_a_record_is_told(home: Home) -> None:
 
 
 async def test_a_row_that_says_more_than_a_tombstone_waits_although_it_is_deleted(home: Home) -> None:
-    ann, house, _, lamp = await furnished(home)
+    ann, _, room, lamp = await furnished(home)
     without_v2(home)
     await ann.sync()
     await ann.change(lamp, patch={"secret": "new", "deleted": True})
-    await ann.delete(house)
+    await ann.delete(room)
     report = await ann.sync()
 
     assert (1, 1) == (report.pushed, report.pending)
