@@ -155,8 +155,15 @@ _CODES: Final = {
 }
 
 
-def refused(status: int, body: bytes = b"", *, retry_after: float | None = None, where: str = "the server") -> Refused:
-    """The error that an HTTP answer with `status` and `body` stands for. Takes any body."""
+def refused(
+    status: int,
+    body: bytes = b"",
+    *,
+    retry_after: float | None = None,
+    where: str = "the server",
+    secret: str | None = None,
+) -> Refused:
+    """The error that an HTTP answer with `status` and `body` stands for. Takes any body; never tells on `secret`."""
     try:
         problem = _problem.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -166,6 +173,9 @@ def refused(status: int, body: bytes = b"", *, retry_after: float | None = None,
     # A deployed server lists what was wrong with each field there, with what it was sent in it.
     detail = problem.detail if isinstance(problem.detail, str) else ""
     listed = problem.supported if isinstance(problem.supported, list) else []
+    if secret and secret in f"{code}{detail}{listed}":
+        # A server that repeats the token gets none of its words shown, stored or logged.
+        code, detail, listed = _CODES.get(status, f"http_{status}"), "", []
     return kind(
         status=status,
         code=code,
@@ -229,11 +239,11 @@ class _Bearer(httpx.Auth):
 
     def __init__(self, origin: str, token: str) -> None:
         self._origin = origin
-        self._token = token
+        self.token = token
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         if _origin(request.url) == self._origin:
-            request.headers["Authorization"] = f"Bearer {self._token}"
+            request.headers["Authorization"] = f"Bearer {self.token}"
         yield request
 
 
@@ -290,8 +300,9 @@ class HttpTransport:
         self._sleep = sleep
         self._uniform = uniform
         self._used = False
+        self._auth = None if token is None else _Bearer(self.origin, token)
         self._client = httpx.AsyncClient(
-            auth=None if token is None else _Bearer(self.origin, token),
+            auth=self._auth,
             trust_env=trust_env,
             follow_redirects=False,
             timeout=httpx.Timeout(timeout_s, connect=connect_s),
@@ -395,7 +406,9 @@ class HttpTransport:
                 body = await self._read(response, where, PROBLEM_BYTES_MAX, PROBLEM_BYTES_MAX)
             except BadAnswer:
                 body = b""  # the status says enough
-            raise refused(status, body, retry_after=_retry_after(response), where=where)
+            raise refused(
+                status, body, retry_after=_retry_after(response), where=where, secret=self._auth and self._auth.token
+            )
         media = response.headers.get("content-type", "")
         if not _is_json(media):
             got = (

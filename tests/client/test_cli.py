@@ -748,7 +748,6 @@ def test_a_token_is_kept_for_its_server_and_never_shown(tmp_path: Path, refusing
     assert CANARY.encode() not in store.read_bytes()
 
 
-@pytest.mark.xfail(reason="the transport tells what a server says, whatever it is", strict=True)
 def test_a_server_that_repeats_the_token_does_not_get_it_shown(
     run: Run, refusing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

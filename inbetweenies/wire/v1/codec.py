@@ -264,7 +264,8 @@ class SyncDelta(Struct, kw_only=True):
 
 
 class PushChange(Struct, kw_only=True):
-    """PROTOCOL 8.4: one record that a client wrote; any `operation` but ``delete`` writes `data`."""
+    """PROTOCOL 8.4: one record that a client wrote; any `operation` but ``delete`` writes `data`. `entity_type` may be
+    plural, as in a request."""
 
     entity_type: str
     entity_id: str
@@ -533,7 +534,7 @@ def item_of(pointer: str, change: Any, limits: Limits) -> Item:
     if not isinstance(change, dict):
         return Item(pointer=pointer, problem=_bad(pointer, "expected an object"))
     type_, id_, label, data = (change.get(key) for key in ("entity_type", "entity_id", "client_sync_id", "data"))
-    shape = SHAPES.get(type_) if isinstance(type_, str) else None
+    shape = SHAPES.get(_OF_PLURAL.get(type_, type_)) if isinstance(type_, str) else None
     if shape is None:
         detail = "expected one of " + ", ".join(SHAPES)
         unknown = Problem(code="unknown_type", pointer=f"{pointer}/entity_type", detail=detail)
@@ -551,7 +552,7 @@ def item_of(pointer: str, change: Any, limits: Limits) -> Item:
     edited, token = known.get("updated_at"), known.get("sync_id")
     return Item(
         pointer=pointer,
-        type=type_,
+        type=shape.name,
         id=id_,
         client_sync_id=label,
         delete=delete,

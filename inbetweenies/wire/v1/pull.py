@@ -8,7 +8,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from ...model import Context, Device, Plan, Reads, Row, Span, SyncResponse, Writes, format_time
-from .codec import SHAPES, DeltaChange, Read, Record, SyncDelta
+from .codec import ANONYMOUS, SHAPES, DeltaChange, Read, Record, SyncDelta
 from .graph import PATHS, Graph, read_above, read_below, read_whole, said
 from .lens import nested_of, record_of, token_of
 from .push import device_key
@@ -23,24 +23,29 @@ def down(read: Read, response: SyncResponse, context: Context, *, negotiated: bo
     wanted = read.wanted(negotiated=negotiated)
     # PROTOCOL 8.15: the client tells its own clock, so its last ack counts too, whichever is less.
     after = 0 if read.since is None else min(device.acked, held.stamp_seq)
-    if after == 0:
-        graph = yield from read_whole(head)
-        changes = _all(graph, wanted, deletes=read.deletes and read.since is not None)
+    if after:
+        changes = yield from _since(after, response, wanted, deletes=read.deletes)
     else:
-        changes = yield from _since(after, device, response, wanted, deletes=read.deletes)
+        # Whoever asks for everything may still hold something: its last sync may have broken off behind this answer.
+        heard = read.since is not None or (device.served > 0 and read.client != ANONYMOUS)
+        changes = yield from _all(response, wanted, deletes=read.deletes and heard)
     # An ack names no answer. While one is out, a late ack may be meant for it, so it must not confirm a newer one.
     served = min(device.served, head.seq) if device.served > device.acked else head.seq
     yield Writes(device=(key, replace(device, served=served)))
     return SyncDelta(server_time=format_time(head.stamp or context.now), changes=changes)
 
 
-def _all(graph: Graph, wanted: frozenset[str], *, deletes: bool) -> tuple[DeltaChange, ...]:
+def _all(response: SyncResponse, wanted: frozenset[str], *, deletes: bool) -> Plan[tuple[DeltaChange, ...]]:
+    """PROTOCOL 8.15: everything; what is deleted only for a client that may hold it."""
+    head = response.head
+    graph = yield from read_whole(head)
     rows = sorted(graph.entities.values(), key=lambda row: row.seq)
-    return _told(graph, rows, {}, wanted, after=0 if deletes else graph.head.seq)
+    earlier = (yield from _earlier(rows, 0, wanted)) if deletes else {}
+    return _told(graph, rows, earlier, wanted, after=0 if deletes else head.seq)
 
 
 def _since(
-    after: int, device: Device, response: SyncResponse, wanted: frozenset[str], *, deletes: bool
+    after: int, response: SyncResponse, wanted: frozenset[str], *, deletes: bool
 ) -> Plan[tuple[DeltaChange, ...]]:
     """PROTOCOL 8.15: what changed after a seq, and whatever took its home from what changed."""
     head = response.head
@@ -49,40 +54,52 @@ def _since(
     moved = [row for row in span if row.kind == "edge" and row.entity_type in PATHS]
     if not changed and not moved:
         return ()
-    before = yield Reads(entities=tuple(changed), edges=tuple(row.id for row in moved), as_of=after)
-    earlier: dict[str, tuple[Row, ...]] = {id_: (row,) for id_, row in before.entities.items()}
-    if device.served > after:
-        # The client may have heard an answer that it did not ack, so whatever stood in between counts too.
-        held = yield Reads(history=tuple(changed))
-        for id_, rows in held.history.items():
-            earlier[id_] = earlier.get(id_, ()) + tuple(row for row in rows if row.seq > after)
-    if any(_may_stand_in(row, earlier.get(id_, ()), id_ not in before.entities) for id_, row in changed.items()):
+    earlier = yield from _earlier(changed.values(), after, wanted)
+    if any(_may_stand_in(row, earlier.get(id_, ()), after) for id_, row in changed.items()):
         # Whatever reaches no home may have stood under the one that is no longer the first.
         graph = yield from read_whole(head)
         affected = {row.id for row in graph.entities.values() if not row.deleted or row.seq > after}
     else:
+        before = yield Reads(edges=tuple(row.id for row in moved), as_of=after)
         turned = {id_ for id_, row in changed.items() if _turned(row, earlier.get(id_, ()))}
-        turned.update(edge.from_id for edge in moved)
-        turned.update(edge.from_id for edge in before.edges.values())
+        turned.update(edge.from_id for edge in (*moved, *before.edges.values()))
         affected = (yield from read_below(turned)) | changed.keys()
         graph = yield from read_above(sorted(affected), head)
     found = sorted((graph.entities[id_] for id_ in affected), key=lambda row: row.seq)
     return _told(graph, found, earlier, wanted, after=after if deletes else head.seq)
 
 
+def _earlier(rows: Iterable[Row], after: int, wanted: frozenset[str]) -> Plan[dict[str, list[Row]]]:
+    """The rows of changed entities that a client may know which acked at `after`: the one that was current then, and
+    all later ones, for it may have heard answers that it did not ack.
+
+    Devices change often, have long histories, and show the same records throughout: what of theirs is needed is only
+    who hangs on them, and for whom services are told.
+    """
+    ids = tuple(row.id for row in rows if row.entity_type != "device" or not wanted.isdisjoint(_NESTED))
+    if not ids:
+        return {}
+    held = yield Reads(history=ids)
+    return {
+        id_: [row for row in history if row.until is None or row.until > after] for id_, history in held.history.items()
+    }
+
+
 def _turned(row: Row, earlier: Iterable[Row]) -> bool:
     """Whether others may be under another home because an entity came, went, or became something else."""
+    if row.entity_type == "device":
+        return True
     return any((old.deleted, old.entity_type) != (row.deleted, row.entity_type) for old in earlier)
 
 
-def _may_stand_in(row: Row, earlier: tuple[Row, ...], is_new: bool) -> bool:
+def _may_stand_in(row: Row, earlier: Iterable[Row], after: int) -> bool:
     """Whether the home that stands in for none may be another one because of a changed entity."""
-    states = {
-        (each.deleted, said(each)[1].get("is_primary") is True)
-        for each in (row, *earlier)
-        if each.entity_type == "home"
-    }
-    return bool(states) and (is_new or len(states) > 1 or _turned(row, earlier))
+    homes = [each for each in (row, *earlier) if each.entity_type == "home"]
+    if not homes:
+        return False
+    states = {(each.deleted, said(each)[1].get("is_primary") is True) for each in homes}
+    is_new = all(each.seq > after for each in homes)
+    return is_new or len(states) > 1 or _turned(row, earlier)
 
 
 def _told(
