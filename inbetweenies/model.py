@@ -155,7 +155,7 @@ class Conflict(Struct, frozen=True, kw_only=True):
 # --- values that stores hold --------------------------------------------------------------------------------------
 
 
-class Row(Struct, frozen=True, kw_only=True):
+class Row(Struct, frozen=True, kw_only=True, gc=False):  # holds no containers; a full sync holds many of these
     """PROTOCOL 4.1: one line of a graph's log, immutable but for `until`.
 
     Attributes:

@@ -116,6 +116,8 @@ class Letter(Struct, eq=False):
     exchange: int
     body: bytes
     deliveries: int = 0
+    #: For a v1 push: the fields of each record that a person changed.
+    touched: dict[str, frozenset[str]] = {}
     #: Whether the last delivery left nothing to be done by another one.
     settled: bool = False
 
@@ -291,6 +293,8 @@ class MixedFleet(RuleBasedStateMachine):
                 if letter.settled and again:
                     self.broken("5 (idempotent)", f"#{letter.n} came again and wrote {len(again)} rows")
                 self.ledger.check_push(pushed, answer, fresh, current)
+                for id_, fields in letter.touched.items():
+                    self.ledger.check_untouched(id_, fields, current)
         self._check_answer(letter, message, answer, refusal)
         settled = not refusal and not answer.get("refused")
         letter.settled = settled and (self.ledger is None or self.ledger.knows(pushed))
@@ -346,6 +350,8 @@ class MixedFleet(RuleBasedStateMachine):
         self.letters += 1
         self.exchanges[client.name] += 1
         letter = Letter(self.letters, client, self.exchanges[client.name], _encode(body))
+        if isinstance(client, V1) and client.phase == "push":
+            letter.touched = {key[1]: frozenset(client.touched.get(key, ())) for key in client.marks}
         self.sent.append(letter)
         changes = f", {len(body['changes'])} changes" if body.get("changes") else ""
         self.tell(f"{client.name} sends #{letter.n}: {client.phase}{changes}")

@@ -757,6 +757,8 @@ class V1(Client):
         #: What waits: the fields that a person changed since the last ack, by record.
         self.marks: dict[tuple[str, str], set[str]] = {}
         self.last_sync: str | None = None
+        #: The fields that a person changed since this client last agreed with the server on them, by record.
+        self.touched: dict[tuple[str, str], set[str]] = {}
         self.attempts = 0
         self.times: set[int] = set()
         self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
@@ -800,6 +802,7 @@ class V1(Client):
         self.records[key] = record
         self.own.add(key)
         self.marks[key] = self.marks.get(key, set()) | changed
+        self.touched.setdefault(key, set()).update(changed)
         return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
 
     def _held(self, type_: str, thing: str) -> tuple[str, ...]:
@@ -859,19 +862,24 @@ class V1(Client):
         key = (change["entity_type"], change["entity_id"])
         here = self.records.get(key)
         if change["operation"] == "delete":
-            self.records.pop(key, None)
-            self.marks.pop(key, None)
+            for kept in (self.records, self.marks, self.touched):
+                kept.pop(key, None)
         elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
             self.records[key] = dict(change["data"])
             self.stray.discard(key)
             self.own.discard(key)
+            self.touched.pop(key, None)
             if key in self.marks:
                 # The edit is written over; what is pushed now is the server's own record, which claims nothing.
                 self.marks[key] = set()
 
     def forget(self, key: tuple[str, str], record: Body, changed: frozenset[str]) -> None:
-        if self.marks.pop(key, None) and self.records[key] != record:
+        here = self.records[key]
+        if self.marks.pop(key, None) and here != record:
             self.stray.add(key)
+        self.touched[key] = {
+            field for field in self.touched.get(key, ()) if not (field in changed and here[field] == record[field])
+        }
         self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
 
     @property

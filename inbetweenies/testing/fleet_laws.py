@@ -292,15 +292,11 @@ class Ledger:
                 todo += row.entity().parent_versions if row else ()
         return seen
 
-    def base_of(self, local: Row, pushed: Row) -> Row | None:
-        """What a pushed row is compared against: the newest row that both descend from, else the newest before it."""
-        theirs = self.ancestors(pushed.id, pushed.entity().parent_versions)
-        shared = self.ancestors(local.id, (local.version,)) & theirs
-        for versions in (shared, theirs):
-            rows = [row for row in self.of_id["entity", local.id] if row.version in versions]
-            if rows:
-                return rows[-1]
-        return None
+    def base_of(self, pushed: Row) -> Row | None:
+        """What a pushed row is compared against: the newest row that it descends from, on which all is decided."""
+        versions = self.ancestors(pushed.id, pushed.entity().parent_versions)
+        rows = [row for row in self.of_id["entity", pushed.id] if row.version in versions]
+        return rows[-1] if rows else None
 
     # --- laws
 
@@ -386,8 +382,10 @@ class Ledger:
             other = next((parent for parent in parents if parent and parent.version != before.version), None)
             if other is None or before.version not in entity.parent_versions:
                 self._broken("4 (kept)", f"{row.id} {row.version} is no merge of {before.version} and another row")
+            self._check_tombstone(row, before, merged=True)
             self._check_merge(row, before, other, lost)
             return
+        self._check_tombstone(row, before)
         if row.until != row.seq:
             if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
                 row.id, before.version
@@ -402,18 +400,30 @@ class Ledger:
         original = row.version.partition("#")[0]
         if lost.names(row.id, original) or lost.names(row.id, row.version):
             return
-        base = self.base_of(before, row)
+        base = self.base_of(row)
         if base is not None and not base.deleted:
             blended = list(blend(document(base), document(before), document(row)))
             if all(value is not ... and _is(at(document(before), path), value) for path, value in blended):
                 return
         self._broken("4 (kept)", f"{row.id} {row.version} lost to {before.version} without a word")
 
+    def _check_tombstone(self, row: Row, before: Row, *, merged: bool = False) -> None:
+        """PROTOCOL 6.2: a tombstone wins; only a person's edit that follows it brings the entity back."""
+        if row.until != row.seq:
+            follows = before.version in self.ancestors(row.id, row.entity().parent_versions)
+            if _gone(before) and not _gone(row) and (merged or not follows):
+                self._broken("4 (kept)", f"{row.id} {row.version} brings back what {before.version} deleted")
+            return
+        now = self.current["entity", row.id]
+        lost = row.version not in self.ancestors(row.id, (now.version,)) and "#" not in row.version
+        if _gone(row) and not _gone(now) and lost:
+            self._broken("4 (kept)", f"the tombstone {row.id} {row.version} lost to {now.version}")
+
     def _check_merge(self, row: Row, one: Row, other: Row, lost: _Lost) -> None:
         if row.rise <= max(one.edit, other.edit):
             # Whoever wrote the later of the two by v1 takes nothing for news that is not newer than that.
             self._broken("7 (total)", f"{row.id} {row.version} is not newer in v1 than what it merges")
-        base = self.base_of(one, other)
+        base = self.base_of(other)
         if base is None:
             self._broken("4 (kept)", f"{row.id} {row.version} is merged without a base")
         merged, sides = document(row), (document(one), document(other))
@@ -449,6 +459,26 @@ class Ledger:
             for field in {*was["content"], *now["content"]} - visible - {"deleted"}:
                 if not _is(was["content"].get(field, ABSENT), now["content"].get(field, ABSENT)):
                     self._broken("6 (lens)", f"a v1 push changed {field!r} of {row.id}, which v1 cannot see")
+
+    def check_untouched(self, id_: str, touched: frozenset[str], before: Mapping[tuple[Kind, str], Row]) -> None:
+        """Law 6: of what v1 can see, a v1 push changes the fields that its maker changed."""
+        old, new = before.get(("entity", id_)), self.current.get(("entity", id_))
+        if old is None or new is None:
+            return
+        for field in ({"name"} | V1_VISIBLE.get(old.entity_type, frozenset())) - touched - {"services", "kind"}:
+            was, now = view_field(old, field), view_field(new, field)
+            if not same(was, now):
+                self._broken(
+                    "6 (lens)", f"a v1 push changed {field} of {id_} from {was!r} to {now!r}; its maker did not"
+                )
+        if not touched & {"home_id", "bridge_id"}:
+            for key, row in self.current.items():
+                if row.kind == "edge" and row.from_id == id_ and before.get(key) is not row:
+                    self._broken("6 (lens)", f"a v1 push changed the edge {row.id} of {id_}; its maker did not")
+
+
+def _gone(row: Row) -> bool:
+    return bool(_decode(row.entity().content).get("deleted"))
 
 
 def _renamed(value: Entity | Relationship) -> str:

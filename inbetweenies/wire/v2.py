@@ -484,7 +484,7 @@ class V2:
                 more=response.more if modern else UNSET,
                 resync=response.resync if modern else UNSET,
                 digest=response.head.digest_hex if modern else UNSET,
-                head=str(response.head.cursor) if modern else UNSET,
+                head=str(response.head.cursor) if modern and response.more else UNSET,
                 features=sorted(FEATURES) if modern else UNSET,
                 negotiation=negotiation,
             )

@@ -196,6 +196,25 @@ def test_a_way_home_has_an_end_however_long_it_is() -> None:
     assert {zone.id for zone in zones[1:]} | {"far"} == drive(server, read_below(["far"]))
 
 
+def test_of_homes_equally_near_the_one_at_the_end_of_the_smallest_edge_is_meant() -> None:
+    server = Server()
+    homes = [entity(id_, at(0), entity_type="home") for id_ in ("h1", "h2", "h3")]
+    rooms = [entity(id_, at(0), entity_type="room") for id_ in ("r1", "r2")]
+    lamp = entity("lamp", at(0))
+    server.push(*homes, *rooms, lamp)
+    server.push(
+        edge("b", lamp, rooms[0]),
+        edge("a", lamp, rooms[1]),
+        edge("c", rooms[0], homes[0]),
+        edge("e", rooms[1], homes[0]),
+        edge("d", rooms[1], homes[1]),
+    )
+
+    assert ("h1", "h2", "h2") == tuple(map(whole(server).home_of, ("r1", "r2", "lamp")))
+    server.push(edge("z", lamp, homes[2]))
+    assert "h3" == whole(server).home_of("lamp")
+
+
 def test_a_circle_of_rooms_is_no_way_home_and_no_way_to_hang() -> None:
     server = Server()
     rooms = [entity(id_, at(0), entity_type="room") for id_ in ("r1", "r2")]

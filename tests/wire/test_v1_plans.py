@@ -151,9 +151,9 @@ def test_the_recorded_pushes_are_taken_as_the_deployed_server_takes_them(shared_
             assert {each["client_sync_id"] for each in theirs["applied"]} <= {
                 each["client_sync_id"] for each in ours["applied"]
             }, file.stem
-    # Updates that were taken and called conflicts; services; deletes; what has no sync_id. 40 has an unknown home.
-    assert {"08", "09", "20", "26", "29", "33", "36", "38", "39", "40"} <= more
-    assert not more & {"04", "05", "06", "07", "10", "11", "41", "42", "43", "56"}
+    # Updates taken and called conflicts; services; plurals; deletes; what has no sync_id. 40 has an unknown home.
+    assert {"08", "09", "11", "20", "26", "29", "33", "36", "38", "39", "40"} <= more
+    assert not more & {"04", "05", "06", "07", "10", "41", "42", "43", "56"}
 
 
 # --- pushes: what is changed --------------------------------------------------------------------------------------
@@ -772,15 +772,18 @@ def test_a_new_first_home_is_told_with_all_that_had_none_of_its_own() -> None:
     assert "h2" == told["loose"]
 
 
-def test_a_full_answer_leaves_out_what_is_deleted_and_a_lost_one_does_not() -> None:
+def test_what_is_deleted_is_told_in_full_only_to_who_may_hold_it() -> None:
     server, client = acked_house()
     edited(server, "u", 9, {"deleted": True})
 
-    assert "u" not in client.records()
-    stranger = V1Client(server, "stranger").pull(time(99))["changes"]
-    assert [("u", "delete")] == [
-        (each["entity_id"], each["operation"]) for each in stranger if each["operation"] == "delete"
-    ]
+    def gone(client: V1Client, *when: str, **more: Any) -> list[str]:
+        return [each["entity_id"] for each in client.pull(*when, **more)["changes"] if each["operation"] == "delete"]
+
+    assert ["u"] == gone(client), "its last sync broke off before it could remember its time"
+    assert [] == gone(client, include_deleted=False)
+    assert ["u"] == gone(V1Client(server, "stranger"), time(99)), "this server has forgotten it"
+    assert [] == gone(V1Client(server, "fresh"))
+    assert [[], []] == [gone(V1Client(server, "")) for _ in range(2)], "nobody in particular"
 
 
 def test_what_turns_into_something_else_is_told_as_gone() -> None:

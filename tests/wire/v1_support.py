@@ -368,7 +368,8 @@ class V1Client:
         return self.send(body, "/api/v1/sync/ack")
 
     def records(self, types: Any = ("homes", "rooms", "accessories", "users")) -> dict[str, Any]:
-        return {change["entity_id"]: change["data"] for change in self.pull(types=types)["changes"]}
+        told = self.pull(types=types)["changes"]
+        return {each["entity_id"]: each["data"] for each in told if each["operation"] == "update"}
 
 
 def change(type_: str, data: dict[str, Any], operation: str = "update", label: str | None = "label") -> dict[str, Any]:

@@ -82,7 +82,7 @@ def record_of(graph: Graph, row: Row, token: str) -> Record | None:
     shape = shape_of(row.entity_type, content)
     if shape is None:
         return None
-    born, risen = format_time(row.born, naive=True), format_time(_risen(graph, row), naive=True)
+    born, risen = _times(row.born, _risen(graph, row))
     if shape is _HOME:
         return shape.record(row.id, name, *_values(shape, content), born, risen, token)
     home = graph.home_of(row.id)
@@ -93,6 +93,12 @@ def record_of(graph: Graph, row: Row, token: str) -> Record | None:
         bridge_id = None if bridge is None else bridge.to_id
         return shape.record(row.id, home, name, *_values(shape, content), bridge_id, born, risen, token)
     return shape.record(row.id, home, name, *_values(shape, content), born, risen, token)
+
+
+def _times(born: int, risen: int) -> tuple[str, str]:
+    # Most rows of a first sync were never edited, and writing a time out is the dearest part of a record.
+    first = format_time(born, naive=True)
+    return first, first if risen == born else format_time(risen, naive=True)
 
 
 def _risen(graph: Graph, row: Row) -> int:
@@ -113,7 +119,7 @@ def _risen(graph: Graph, row: Row) -> int:
 def nested_of(row: Row, token: str) -> Iterator[Record]:
     """The services of a device, each followed by its characteristics."""
     _, content = said(row)
-    stamps = (format_time(row.born, naive=True), format_time(row.rise, naive=True), token)
+    stamps = (*_times(row.born, row.rise), token)
     for service_id, service in objects(content.get("services")):
         yield _SERVICE.record(service_id, row.id, *_values(_SERVICE, service), *stamps)
         for id_, characteristic in objects(service.get("characteristics")):
