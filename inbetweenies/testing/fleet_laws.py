@@ -267,6 +267,11 @@ class Ledger:
         return all(
             any(
                 row.version.startswith(format_time(parse_time(record["data"]["updated_at"]) or 0))
+                and all(
+                    same(view_field(row, field), value)
+                    for field, value in record["data"].items()
+                    if field == "name" or field in V1_VISIBLE.get(row.entity_type, ())
+                )
                 for row in self.of_id.get(("entity", record["entity_id"]), ())
             )
             for record in pushed.records
@@ -471,10 +476,12 @@ class Ledger:
                 self._broken(
                     "6 (lens)", f"a v1 push changed {field} of {id_} from {was!r} to {now!r}; its maker did not"
                 )
-        if not touched & {"home_id", "bridge_id"}:
-            for key, row in self.current.items():
-                if row.kind == "edge" and row.from_id == id_ and before.get(key) is not row:
-                    self._broken("6 (lens)", f"a v1 push changed the edge {row.id} of {id_}; its maker did not")
+        if not touched & {"home_id", "bridge_id"} and self._ends(id_, before) != self._ends(id_, self.current):
+            self._broken("6 (lens)", f"a v1 push changed where {id_} is; its maker did not")
+
+    def _ends(self, id_: str, current: Mapping[tuple[Kind, str], Row]) -> set[tuple[str, str, bytes]]:
+        edges = [row.relationship() for (kind, _), row in current.items() if kind == "edge" and row.from_id == id_]
+        return {(edge.id, edge.to_entity_id, bytes(edge.properties)) for edge in edges}
 
 
 def _gone(row: Row) -> bool:

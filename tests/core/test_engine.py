@@ -686,3 +686,14 @@ def test_a_merge_base_that_is_a_tombstone_is_no_base() -> None:
     assert {"b": 1} == content(server, "x")
     assert Raw(b'{"b":1}') == server.current("x").content
     assert 1 == len(response.conflicts)
+
+
+def test_a_row_that_descends_from_the_current_one_through_a_loser_follows_it() -> None:
+    server = Server(policy=Policy(three_way=False))
+    server.push(entity("x", at(5)))
+    server.push(entity("x", at(1), {"n": 1}, parent_versions=(at(3),)))
+    server.push(entity("x", at(3), {"n": 3}, parent_versions=(at(5),)))
+    response = server.push(entity("x", at(7), {"n": 7}, parent_versions=(at(1),)))
+
+    assert [("x", "fast_forward")] == outcomes(response)
+    assert {"n": 7} == content(server, "x")

@@ -189,6 +189,7 @@ def test_a_row_that_is_held_already_is_not_stored_again() -> None:
     done = absorb(answer(changes=(Change(entity=HOME, relationships=(LINK,)),)), known={(*copy.key, "v1"): copy.hash})
 
     assert ["e"] == [held.id for held in done.copies]
+    assert ["e"] == [held.id for held in absorb(answer(changes=(Change(relationships=(LINK,)),))).copies]
     assert {("entity", "home"), ("edge", "e")} == set(done.pointers)
 
 

@@ -297,6 +297,8 @@ def test_handlers_may_be_changed_at_any_time() -> None:
             return {"echo": request["word"]}
 
     peer = Peer()
+    alone = ProtocolFallback(handlers={"inbetweenies-v9": Echo()}, fallback=None)
+    assert {"echo": "hi"} == run(alone.handle_sync_request({"protocol_version": "inbetweenies-v9", "word": "hi"}))
     peer.fallback.handlers["inbetweenies-v9"] = Echo()
 
     assert {"echo": "hi"} == peer.ask({"protocol_version": "inbetweenies-v9", "word": "hi"})

@@ -395,6 +395,54 @@ def test_a_bridge_is_tied_moved_and_untied_on_one_edge() -> None:
     assert "h1" == whole(server).home_of("lamp")
 
 
+def test_a_device_with_two_bridges_is_untied_from_both() -> None:
+    server = small()
+    things = {id_: server.current(id_) for id_ in ("lamp", "hub")}
+    for id_ in ("x", "y"):
+        properties = {"role": "bridge", "port": id_}
+        server.push(edge(id_, things["lamp"], things["hub"], relationship_type="part_of", properties=properties))
+    made = written(server, "accessory", {"id": "lamp", "bridge_id": None})
+
+    assert made.change is not None
+    assert [b'{"deleted":true,"port":"x","role":"bridge"}', b'{"deleted":true,"port":"y","role":"bridge"}'] == [
+        bytes(each.properties) for each in made.change.relationships
+    ]
+    assert lens.link_of(whole(server), "lamp", "bridge_id") is None
+
+
+def gone(server: Server, id_: str) -> None:
+    old = server.current(id_)
+    content = json.loads(bytes(old.content)) | {"deleted": True}
+    server.push(entity(id_, at(50), content, entity_type=old.entity_type, parent_versions=(old.version,)))
+
+
+def test_what_is_deleted_leads_nowhere() -> None:
+    server = small()
+    server.push(edge("moved", server.current("r"), server.current("h2"), at(1)))
+    server.push(edge("in-home", server.current("r"), server.current("h1"), at(1), properties={"deleted": True}))
+    assert "h2" == whole(server).home_of("lamp")
+    gone(server, "r")
+    assert "h1" == whole(server).home_of("lamp"), "the placeholder"
+    server.push(edge("b", server.current("lamp"), server.current("hub"), relationship_type="part_of"))
+    assert "h2" == whole(server).home_of("lamp")
+    gone(server, "hub")
+    assert "h1" == whole(server).home_of("lamp")
+
+
+def test_a_bridge_or_home_that_is_deleted_is_hidden_and_its_edge_left_alone() -> None:
+    server = small()
+    written(server, "accessory", {"id": "lamp", "bridge_id": "hub"})
+    gone(server, "hub")
+    gone(server, "h1")
+    graph = whole(server)
+    assert (None, "h2") == (lens.link_of(graph, "lamp", "bridge_id"), graph.home_of("r"))
+    server.push(entity("h3", at(60), entity_type="home"))
+    made = written(server, "room", {"id": "r", "home_id": "h3"})
+
+    assert made.change is not None
+    assert [lens.edge_id("g", "r", "home_id")] == [each.id for each in made.change.relationships]
+
+
 def test_a_bridge_says_where_a_device_is_only_if_nothing_else_does() -> None:
     server = small()
     things = {id_: server.current(id_) for id_ in ("lamp", "hub")}

@@ -269,6 +269,19 @@ def test_a_token_names_the_state_that_an_edit_is_based_on() -> None:
     )
 
 
+def test_a_link_that_others_moved_meanwhile_is_not_moved_back() -> None:
+    server = Server()
+    V1Client(server, "maker").push(*(change(type_, record(type_, id_)) for type_, id_ in HOUSE))
+    client = V1Client(server)
+    lamp = client.records()["lamp"]
+    V1Client(server, "maker").push(change("home", record("home", "h2")))
+    own = lens.edge_id("default", "lamp", "home_id")
+    server.push(edge(own, server.current("lamp"), server.current("h2"), at(5, "bob"), relationship_type="part_of"))
+    client.push(change("accessory", lamp | {"name": "Mine", "updated_at": time(6)}))
+
+    assert ("Mine", "h2") == ((told := client.records()["lamp"])["name"], told["home_id"])
+
+
 @pytest.mark.parametrize("token", [None, "sync-of-another-server", "0000000000001-0000000000000000", 7])
 def test_without_a_token_the_last_ack_names_it(token: Any) -> None:
     server = Server()
@@ -770,6 +783,32 @@ def test_a_new_first_home_is_told_with_all_that_had_none_of_its_own() -> None:
     told = {each["entity_id"]: each["data"].get("home_id") for each in client.pull(time(99))["changes"]}
 
     assert "h2" == told["loose"]
+
+
+def test_a_new_home_that_stands_in_for_none_is_told_with_what_it_stands_in_for() -> None:
+    server, client = acked_house()
+    server.push(entity("loose", at(3)))
+    client.pull(time(99))
+    client.ack()
+    client.push(change("home", record("home", "first", -50)))
+    told = {each["entity_id"]: each["data"].get("home_id") for each in client.pull(time(99))["changes"]}
+
+    assert "first" == told["loose"]
+
+
+def test_what_hangs_on_a_device_goes_where_that_goes() -> None:
+    server, client = acked_house()
+    server.push(entity("hub", at(3)), entity("bulb", at(3)))
+    hub, bulb, h2 = (server.current(id_) for id_ in ("hub", "bulb", "h2"))
+    server.push(edge("hub-home", hub, h2, at(3)), edge("bulb-hub", bulb, hub, at(3), relationship_type="part_of"))
+    client.pull(time(99))
+    client.ack()
+    edited(server, "hub", 9, {"deleted": True})
+    told = {
+        each["entity_id"]: (each["operation"], each["data"]["home_id"]) for each in client.pull(time(99))["changes"]
+    }
+
+    assert {"hub": ("delete", "h2"), "bulb": ("update", "h")} == told
 
 
 def test_what_is_deleted_is_told_in_full_only_to_who_may_hold_it() -> None:
