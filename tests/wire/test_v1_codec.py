@@ -429,3 +429,9 @@ def test_any_bytes_are_a_message_or_one_error(raw: bytes) -> None:
         decode(raw)
     except RemoteProtocolError as error:
         assert error.code == "malformed_body"
+
+
+def test_a_value_that_is_no_text_is_shown_as_its_json() -> None:
+    odd = codec.SHAPES["characteristic"].fields["value"].odd
+
+    assert ["75", '{"a":[1.5,null]}', "true"] == [odd(value) for value in (75, {"a": [1.5, None]}, True)]
