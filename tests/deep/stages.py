@@ -19,9 +19,10 @@ class Stage(Struct, frozen=True):
 _LENS: Final = "tests/wire/test_v1_lens.py::"
 
 STAGES: Final = {
-    "lens": Stage(
-        "{count} generated v1 edits against the lens laws",
-        100_000,
+    "lens": Stage("{count} v1 edits against the lens laws", 100_000, 1, ("tests/wire/test_v1_storm.py",)),
+    "lens-odd": Stage(
+        "{count} odd graphs and edits against the lens laws",
+        8_000,
         4,
         (
             _LENS + "test_a_record_written_back_as_it_was_is_no_edit",
