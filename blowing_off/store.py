@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from inbetweenies.errors import InbetweeniesError, StoreBusy, StoreCorrupt, StoreError, StoreFull
+from inbetweenies.merge import ancestors
 from inbetweenies.model import Conflict, Entity, Kind, Refused, Relationship, digest_change, make_version
 from inbetweenies.replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
 
@@ -34,7 +35,7 @@ _SCHEMA: Final = (
     # What is known once: State as JSON, the version minted last, settings.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     # Every row this replica ever held, ours and theirs. A hostile or broken server can serve other content under a
-    # version of ours; with the hash in the key it lies beside ours and never over it.
+    # version of ours; with the hash in the key it lies beside ours and never over it. `own` rows were made here.
     """CREATE TABLE copies (
         n INTEGER PRIMARY KEY,
         kind TEXT NOT NULL,
@@ -48,6 +49,7 @@ _SCHEMA: Final = (
         from_id TEXT NOT NULL,
         to_id TEXT NOT NULL,
         body BLOB NOT NULL,
+        own INTEGER NOT NULL,
         UNIQUE (kind, id, version, hash)
     ) STRICT""",
     "CREATE INDEX copies_from ON copies (from_id) WHERE kind = 'edge'",
@@ -64,14 +66,16 @@ _SCHEMA: Final = (
         before BLOB,
         PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID""",
-    # AUTOINCREMENT: an n is never given out twice, so a late ack cannot clear a newer mark.
+    # AUTOINCREMENT: an n is never given out twice, so a late ack cannot clear a newer mark. A `quiet` mark is of a row
+    # that lost long ago: it is sent, but nobody sees it.
     """CREATE TABLE pending (
         n INTEGER PRIMARY KEY AUTOINCREMENT,
         kind TEXT NOT NULL,
         id TEXT NOT NULL,
         version TEXT NOT NULL,
         hash BLOB NOT NULL,
-        note TEXT
+        note TEXT,
+        quiet INTEGER NOT NULL DEFAULT 0
     ) STRICT""",
     "CREATE INDEX pending_of ON pending (kind, id)",
     """CREATE TABLE conflicts (
@@ -115,8 +119,8 @@ _AT: Final = """
 _POINT: Final = """
     INSERT INTO pointers (kind, id, theirs, theirs_hash, round, ours, ours_hash) VALUES (
         ?1, ?2, ?3, ?4, ?5,
-        (SELECT version FROM pending WHERE kind = ?1 AND id = ?2 ORDER BY n DESC LIMIT 1),
-        (SELECT hash FROM pending WHERE kind = ?1 AND id = ?2 ORDER BY n DESC LIMIT 1)
+        (SELECT version FROM pending WHERE kind = ?1 AND id = ?2 AND NOT quiet ORDER BY n DESC LIMIT 1),
+        (SELECT hash FROM pending WHERE kind = ?1 AND id = ?2 AND NOT quiet ORDER BY n DESC LIMIT 1)
     ) ON CONFLICT DO UPDATE SET
         before = CASE
             WHEN ?6 AND round < excluded.round AND theirs_hash IS NOT excluded.theirs_hash
@@ -129,7 +133,7 @@ _POINT: Final = """
 _NEWEST: Final = """
     UPDATE pointers SET (ours, ours_hash) = (
         SELECT m.version, m.hash FROM pending AS m WHERE m.kind = pointers.kind AND m.id = pointers.id
-        ORDER BY n DESC LIMIT 1
+        AND NOT m.quiet ORDER BY n DESC LIMIT 1
     ) WHERE id = ?
 """
 
@@ -140,6 +144,7 @@ _entity = msgspec.json.Decoder(Entity)
 _edge = msgspec.json.Decoder(Relationship)
 
 _Found: TypeAlias = tuple[Any, ...]
+_Whole: TypeAlias = tuple[str, str, str, bytes]  # kind, id, version, hash: one row and no other
 
 
 class SyncRunning(InbetweeniesError, RuntimeError):
@@ -405,14 +410,14 @@ class LocalStore:
         """Local edits: rows, what is visible, and the marks that they wait, together (law 1)."""
         with self.transaction():
             listed = list(copies)
-            self._insert(listed)
+            self._insert(listed, own=True)
             self._mark(listed)
 
-    def _insert(self, copies: Iterable[Copy]) -> None:
+    def _insert(self, copies: Iterable[Copy], *, own: bool = False) -> None:
         self._db.executemany(
             "INSERT OR IGNORE INTO copies"
-            " (kind, id, version, hash, deleted, entity_type, name, folded, from_id, to_id, body)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (kind, id, version, hash, deleted, entity_type, name, folded, from_id, to_id, body, own)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     copy.kind,
@@ -426,6 +431,7 @@ class LocalStore:
                     copy.from_id,
                     copy.to_id,
                     copy.body,
+                    own,
                 )
                 for copy in copies
             ),
@@ -545,8 +551,8 @@ class LocalStore:
 
         That is every row which the server held as current before, and did not tell again or told an older row in
         place of. Each goes with the rows it descends from and, an edge, with the rows at its ends, parents first: a
-        server that lost them could otherwise only take it for a conflict or for an edge to nowhere. What waited
-        before goes after them, since it may descend from them.
+        server that lost them could otherwise only take it for a conflict or for an edge to nowhere. So do the rows
+        made here that lost, which nobody else holds. What waited before goes last, since it may descend from these.
 
         Returns the number of rows marked.
         """
@@ -562,47 +568,85 @@ class LocalStore:
                 "SELECT kind, id, before, CASE WHEN round >= ? THEN theirs END FROM pointers WHERE before NOTNULL",
                 state.round,
             )
-            offered: dict[tuple[str, str, str, bytes], Copy] = {}
-            edges: list[Copy] = []
+            seen: dict[_Whole, Copy] = {}  # what stands for its id here until the server has it again
+            quiet: dict[_Whole, Copy] = {}
             for kind, id_, hash_, now in older + gone:
                 held = self._of(kind, id_)
-                start = [copy for copy in held if copy.hash == hash_]
-                if kind == "edge":
-                    edges += start
-                else:
-                    known = set() if now is None else {copy.version for copy in _lineage(now, held)} | {now}
-                    for copy in start:
-                        line = _lineage(copy.version, [*held, copy])
-                        offered.update({_whole(other): other for other in line if other.version not in known})
-            for edge in edges:
+                known = _named(now, held)
+                for copy in (copy for copy in held if copy.hash == hash_):
+                    line = _lineage(copy.version, [*held, copy]) if kind == "entity" else [copy]
+                    seen.update({_whole(other): other for other in line if other.version not in known})
+            for edge in (copy for copy in seen.values() if copy.kind == "edge"):
                 value = _edge.decode(edge.body)
                 for id_, version in (
                     (value.from_entity_id, value.from_entity_version),
                     (value.to_entity_id, value.to_entity_version),
                 ):
-                    ends = [copy for copy in self._of("entity", id_) if copy.version == version]
-                    offered.update({_whole(copy): copy for copy in ends})
-            offered.update({_whole(edge): edge for edge in edges})
-            waiting = self._all("SELECT kind, id, version, hash, note FROM pending ORDER BY n")
-            for kind, id_, version, hash_, _ in waiting:
-                offered.pop((kind, id_, version, hash_), None)
-            self._db.execute("DELETE FROM pending")
-            self._db.execute(
-                "UPDATE pointers SET theirs = NULL, theirs_hash = NULL WHERE theirs NOTNULL AND round < ?",
-                (state.round,),
-            )
-            self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (state.round,))
-            self._mark(offered.values())
-            self._db.executemany("INSERT INTO pending (kind, id, version, hash, note) VALUES (?, ?, ?, ?, ?)", waiting)
-            self._db.executemany(
-                "UPDATE pointers SET ours = ?3, ours_hash = ?4 WHERE kind = ?1 AND id = ?2",
-                ((kind, id_, version, hash_) for kind, id_, version, hash_, _ in waiting),
-            )
+                    quiet.update({_whole(copy): copy for copy in self._of("entity", id_) if copy.version == version})
+            quiet.update(self._lost(state.round, seen))
+            self._offer(state.round, seen, {whole: copy for whole, copy in quiet.items() if whole not in seen})
             digest = state.digest
             for _, _, hash_, _ in gone:
                 digest = digest_change(digest, gone=hash_)
             self.put_state(replace(state, digest=digest, restarting=False))
-            return len(offered)
+            return len(seen.keys() | quiet.keys())
+
+    def _lost(self, round_: int, seen: Iterable[_Whole]) -> dict[_Whole, Copy]:
+        """Rows made here that nothing which the server holds or is offered descends from.
+
+        Entities only, and no tombstones: an old value of an edge, or a delete that was undone since, would count.
+        """
+        found = self._all(
+            "SELECT DISTINCT c.id, CASE WHEN p.round >= ? THEN p.theirs END FROM copies AS c JOIN pointers AS p"
+            " ON p.kind = c.kind AND p.id = c.id WHERE c.kind = 'entity' AND c.own AND NOT c.deleted"
+            " AND c.hash IS NOT p.theirs_hash",
+            round_,
+        )
+        offered: dict[str, set[str]] = {}
+        for kind, id_, version, _ in seen:
+            if kind == "entity":
+                offered.setdefault(id_, set()).add(version)
+        lost: dict[_Whole, Copy] = {}
+        for id_, now in found:
+            held = self._of("entity", id_)
+            known = _named(now, held) | offered.get(id_, set())
+            own = {
+                version
+                for (version,) in self._all("SELECT version FROM copies WHERE kind = 'entity' AND id = ? AND own", id_)
+            }
+            lost.update(
+                {
+                    _whole(copy): copy
+                    for copy in held
+                    if copy.version in own and copy.version not in known and not copy.deleted
+                }
+            )
+        return lost
+
+    def _offer(self, round_: int, seen: Mapping[_Whole, Copy], quiet: Mapping[_Whole, Copy]) -> None:
+        """Mark these rows as pending before all that waits already, entities before edges."""
+        waiting = self._all("SELECT kind, id, version, hash, note, quiet FROM pending ORDER BY n")
+        known = {(kind, id_, version, hash_) for kind, id_, version, hash_, *_ in waiting}
+        self._db.execute("DELETE FROM pending")
+        self._db.execute(
+            "UPDATE pointers SET theirs = NULL, theirs_hash = NULL WHERE theirs NOTNULL AND round < ?", (round_,)
+        )
+        self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (round_,))
+        entities = [copy for whole, copy in seen.items() if copy.kind == "entity" and whole not in known]
+        edges = [copy for whole, copy in seen.items() if copy.kind == "edge" and whole not in known]
+        self._mark(entities)
+        self._db.executemany(
+            "INSERT INTO pending (kind, id, version, hash, quiet) VALUES (?, ?, ?, ?, 1)",
+            (whole for whole in quiet if whole not in known),
+        )
+        self._mark(edges)
+        self._db.executemany(
+            "INSERT INTO pending (kind, id, version, hash, note, quiet) VALUES (?, ?, ?, ?, ?, ?)", waiting
+        )
+        self._db.executemany(
+            "UPDATE pointers SET ours = ?3, ours_hash = ?4 WHERE kind = ?1 AND id = ?2",
+            (row[:4] for row in waiting if not row[5]),
+        )
 
     def _of(self, kind: str, id_: str) -> list[Copy]:
         return [_copy(found) for found in self._all(f"{_COPIES} WHERE c.kind = ? AND c.id = ? ORDER BY c.n", kind, id_)]
@@ -738,8 +782,16 @@ class LocalStore:
         return 0 if state is None else state.digest
 
 
-def _whole(copy: Copy) -> tuple[str, str, str, bytes]:
+def _whole(copy: Copy) -> _Whole:
     return (copy.kind, copy.id, copy.version, copy.hash)
+
+
+def _named(version: str | None, held: Iterable[Copy]) -> set[str]:
+    """`version` and all it descends from, as far as the rows among `held` tell; empty for None."""
+    if version is None:
+        return set()
+    rows = {copy.version: copy for copy in held if copy.kind == "entity"}
+    return ancestors((version,), {name: _entity.decode(copy.body).parent_versions for name, copy in rows.items()})
 
 
 def _lineage(version: str, held: Iterable[Copy]) -> list[Copy]:

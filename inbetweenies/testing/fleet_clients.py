@@ -370,7 +370,8 @@ class ReplicaStore:
         for n in absorbed.cleared:
             image.pending.pop(n, None)
         for n, note in absorbed.notes.items():
-            image.pending[n] = replace(image.pending[n], note=note)
+            if n in image.pending:
+                image.pending[n] = replace(image.pending[n], note=note)
 
     def write_state(self, image: _Image, absorbed: Absorbed) -> None:
         """The cursor."""

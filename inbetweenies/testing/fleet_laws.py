@@ -28,7 +28,6 @@ from ..model import (
     Span,
     SyncRequest,
     body_of,
-    format_time,
     parse_time,
     row_hash,
 )
@@ -260,21 +259,6 @@ class Ledger:
                 if row.version.startswith(value.version + "#") and self._says(row, value)
             ),
             None,
-        )
-
-    def knows(self, pushed: Pushed) -> bool:
-        """Whether every record of v1 in a push left a row: one that said nothing new then may say something later."""
-        return all(
-            any(
-                row.version.startswith(format_time(parse_time(record["data"]["updated_at"]) or 0))
-                and all(
-                    same(view_field(row, field), value)
-                    for field, value in record["data"].items()
-                    if field == "name" or field in V1_VISIBLE.get(row.entity_type, ())
-                )
-                for row in self.of_id.get(("entity", record["entity_id"]), ())
-            )
-            for record in pushed.records
         )
 
     def _says(self, row: Row, value: Entity | Relationship) -> bool:

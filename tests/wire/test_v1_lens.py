@@ -497,6 +497,16 @@ def test_an_unseen_base_keeps_what_v1_cannot_say_and_overwrites_nothing_silently
     assert json.loads(lamp.body)["content"] == json.loads(bytes(made.change.entity.content))
 
 
+def test_an_edit_is_no_merge_and_has_no_checksum_of_what_was_before() -> None:
+    server = small()
+    old = server.current("lamp")
+    server.push(entity("lamp", at(1), {}, parent_versions=(old.version,), merged=True, checksum="abc"))
+    written(server, "accessory", {"id": "lamp", "is_blocked": True})
+    lamp = server.current("lamp")
+
+    assert (None, msgspec.UNSET, "v1") == (lamp.checksum, lamp.merged, lamp.user_id)
+
+
 def change_of(type_: str, data: dict[str, Any], operation: str = "update") -> dict[str, Any]:
     return {"entity_type": type_, "entity_id": data["id"], "operation": operation, "data": data}
 
