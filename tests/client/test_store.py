@@ -488,10 +488,11 @@ def test_a_row_made_here_that_lost_is_offered_and_not_shown(store: LocalStore) -
 
     assert [("a", "v2")] == offered(store)
     assert "w2" == seen(store, "a")
-    take(
-        store, told(acks=(Ack(kind="entity", id="a", version="v2", outcome="dup", head="w2"),)), tuple(store.pending())
-    )
-    assert ("w2", []) == (seen(store, "a"), store.pending())
+    take(store, told(entity("a", "w3", parent_versions=("w2",))))
+    assert "w3" == seen(store, "a")
+    done = Ack(kind="entity", id="a", version="v2", outcome="dup", head="w3")
+    take(store, told(acks=(done,)), tuple(store.pending()))
+    assert ("w3", []) == (seen(store, "a"), store.pending())
 
 
 def test_what_waited_before_goes_after_what_it_descends_from(store: LocalStore) -> None:

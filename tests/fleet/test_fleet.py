@@ -27,6 +27,7 @@ def fleet_settings(runs: int) -> settings:
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
         # The story of a failure is told as it happened; making it short would take minutes.
         phases=(Phase.explicit, Phase.generate),

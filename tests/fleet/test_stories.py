@@ -1,0 +1,180 @@
+"""Short stories that the fleet has told once, each of which broke a law; kept so that none is told again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from inbetweenies.router import ProtocolFallback
+from tests.support import NOW, SECOND, Server, at, entity, run
+
+OPEN = pytest.mark.xfail(strict=True, reason="found by the fleet, not fixed yet")
+
+
+def t(second: int) -> str:
+    """A time as v1 writes it, `second` seconds after noon of the day of `NOW`."""
+    return f"2026-06-15T12:00:{second:02d}.000000"
+
+
+class Home:
+    """A server that v1 clients talk to."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.server = ProtocolFallback(clock=lambda: self.now)
+
+    def say(self, **message: Any) -> Any:
+        self.now += SECOND
+        return run(self.server.handle_sync_request(message))
+
+    def read(self, client: str, last_sync: str | None = None) -> dict[str, Any]:
+        wanted = ["homes", "rooms", "accessories", "users"]
+        told = self.say(type="sync_request", client_id=client, last_sync=last_sync, entity_types=wanted)
+        return {change["entity_id"]: change["data"] for change in told["changes"]}
+
+    def ack(self, client: str, second: int) -> None:
+        self.say(type="sync_ack", client_id=client, sync_completed_at=t(second))
+
+    def push(self, client: str, *records: dict[str, Any]) -> None:
+        changes = [
+            {
+                "entity_type": "room" if "home_id" in record else "home",
+                "entity_id": record["id"],
+                "operation": "update",
+                "data": record,
+                "client_sync_id": f"{client}-{record['id']}",
+            }
+            for record in records
+        ]
+        answer = self.say(type="sync_push", client_id=client, changes=changes)
+        assert len(records) == len(answer["applied"])
+
+
+def home(id_: str, second: int = 0, **fields: Any) -> dict[str, Any]:
+    plain = {"name": id_, "is_primary": False, "created_at": t(0), "updated_at": t(second), "sync_id": None}
+    return {"id": id_, **plain, **fields}
+
+
+def room(second: int = 0, **fields: Any) -> dict[str, Any]:
+    plain = {"home_id": "home", "name": "room", "created_at": t(0), "updated_at": t(second), "sync_id": None}
+    return {"id": "room", **plain, **fields}
+
+
+@OPEN
+def test_a_push_that_said_nothing_new_undoes_nothing_when_it_comes_again() -> None:
+    there = Home()
+    there.push("c", home("home"))
+    there.push("c", home("home", 5))
+    there.push("c", home("home", 10, name="Villa"))
+
+    there.push("c", home("home", 5))
+
+    assert "Villa" == there.read("x")["home"]["name"]
+
+
+@OPEN
+def test_a_push_that_comes_again_moves_nothing_back() -> None:
+    there = Home()
+    there.push("c", home("home"), home("cabin"), room())
+    there.push("c", room(20, name="Kitchen"))
+    there.push("c", room(30, name="Kitchen", home_id="cabin"))
+
+    there.push("c", room(20, name="Kitchen"))
+
+    assert "cabin" == there.read("x")["room"]["home_id"]
+
+
+@OPEN
+def test_who_renames_a_room_does_not_undo_that_another_moved_it() -> None:
+    there = Home()
+    there.read("c")
+    there.push("c", home("home"), home("cabin"), room())
+    there.ack("c", 2)
+    theirs = there.read("d")["room"]
+    there.push("d", {**theirs, "home_id": "cabin", "updated_at": t(20)})
+
+    # It pulled the move, and kept its own record, which is newer.
+    there.read("c")
+    there.push("c", room(30, name="Kitchen"))
+
+    assert ("cabin", "Kitchen") == tuple(there.read("x")["room"][field] for field in ("home_id", "name"))
+
+
+@OPEN
+def test_an_old_ack_confirms_nothing_even_if_it_had_nothing_to_confirm() -> None:
+    there = Home()
+    there.read("c")
+    there.ack("c", 1)
+    there.push("d", home("home"))
+    there.read("c", t(1))  # this answer is lost
+
+    there.ack("c", 1)  # the same ack, late
+
+    # Its clock runs ahead, so only its acks say what it has.
+    assert "home" in there.read("c", "2030-01-01T00:00:00.000000")
+
+
+@OPEN
+def test_what_lost_does_not_come_back_with_the_next_edit_of_something_else() -> None:
+    there = Server()
+    base = entity("lamp", at(0), {"p": "x"})
+    later = entity("lamp", at(20, "bob"), {"p": "z"}, parent_versions=(base.version,))
+    loser = entity("lamp", at(10), {"p": "y"}, parent_versions=(base.version,))
+    there.push(base)
+    there.push(later)
+    assert "lost_kept" == there.push(loser).acks[0].outcome
+
+    answer = there.push(entity("lamp", at(30), {"p": "y", "q": 1}, parent_versions=(loser.version,)))
+
+    assert () == answer.conflicts
+    assert b'{"p":"z","q":1}' == bytes(there.current("lamp").content)
+
+
+@OPEN
+def test_an_id_with_a_refused_row_is_not_named_however_long_it_is() -> None:
+    there = Home()
+    row = {"id": "x" * 300, "entity_type": "home", "name": "", "content": {}, "source_type": "manual", "user_id": "u"}
+    changes = [{"change_type": "update", "entity": {**row, "version": version}} for version in ("v1", "v2\u0001")]
+
+    told = there.say(protocol_version="inbetweenies-v2", device_id="d", user_id="u", sync_type="full", changes=changes)
+
+    assert 1 == len(told["refused"])
+    assert [] == told["applied"]
+
+
+def test_a_repeated_loser_under_a_taken_version_is_told_what_is_current() -> None:
+    there = Server()
+    there.push(entity("lamp", "v1", {"p": 1}))
+    features = frozenset({"acks"})
+
+    for _ in range(2):
+        answer = there.push(entity("lamp", "v1", {"p": 2}), features=features)
+
+        assert ("lost_kept", "v1") == (answer.acks[0].outcome, answer.acks[0].head)
+        assert [b'{"p":1}'] == [bytes(row.entity().content) for row in answer.rows]
+
+
+def test_a_merge_is_newer_than_both_that_it_merges() -> None:
+    there = Server()
+    base = entity("lamp", at(0), {})
+    there.push(base)
+    there.push(entity("lamp", at(10, "bob"), {"p": 1}, parent_versions=(base.version,)))
+
+    answer = there.push(entity("lamp", at(20), {"q": 1}, parent_versions=(base.version,)))
+
+    assert "merged" == answer.acks[0].outcome
+    assert answer.rows[0].rise > NOW + 20 * SECOND
+
+
+def test_a_repeated_request_and_ack_do_not_confirm_what_was_not_heard() -> None:
+    there = Home()
+    there.push("d", home("home"))
+    there.read("c")
+    there.ack("c", 1)
+    there.push("d", home("cabin", 2))
+    there.read("c", t(1))  # a repetition of what was said before; nobody hears the answer
+
+    there.ack("c", 1)
+
+    assert "cabin" in there.read("c", "2030-01-01T00:00:00.000000")
