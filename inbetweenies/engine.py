@@ -520,8 +520,10 @@ class _Work:
         device = None
         before, mark = self.held.device, self.request.ack
         # An ack that comes late, or twice, must not confirm an answer given after it.
-        if mark is not None and before is not None and before.served > before.acked and mark > before.mark:
-            device = (self.request.device, Device(served=before.served, acked=before.served, mark=mark))
+        if mark is not None:
+            before = before or Device()
+            if mark > before.mark:
+                device = (self.request.device, Device(served=before.served, acked=before.served, mark=mark))
         acks = []
         for kind, id_, version, outcome in self.acks:
             now = self.current.get((kind, id_))

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..errors import RemoteProtocolError
+from ..errors import RemoteProtocolError, clip
 from ..limits import Limits, canonical, checked_decode
 from ..model import (
     SEQ_MAX,
@@ -459,8 +459,8 @@ class V2:
         modern = bool(message.features)
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
         open_ = {refused.id for refused in response.refused}
-        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and ack.id not in open_)
-        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and ack.id not in open_)
+        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and clip(ack.id) not in open_)
+        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and clip(ack.id) not in open_)
         digest = None if modern else (yield from _state_digest(response))
         return _encode(
             Response(

@@ -101,7 +101,6 @@ def test_who_renames_a_room_does_not_undo_that_another_moved_it() -> None:
     assert ("cabin", "Kitchen") == tuple(there.read("x")["room"][field] for field in ("home_id", "name"))
 
 
-@OPEN
 def test_an_old_ack_confirms_nothing_even_if_it_had_nothing_to_confirm() -> None:
     there = Home()
     there.read("c")
@@ -131,7 +130,6 @@ def test_what_lost_does_not_come_back_with_the_next_edit_of_something_else() -> 
     assert b'{"p":"z","q":1}' == bytes(there.current("lamp").content)
 
 
-@OPEN
 def test_an_id_with_a_refused_row_is_not_named_however_long_it_is() -> None:
     there = Home()
     row = {"id": "x" * 300, "entity_type": "home", "name": "", "content": {}, "source_type": "manual", "user_id": "u"}
