@@ -314,7 +314,7 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
-        base = merge.merge_base(current, entity.parent_versions, rows) if self.policy.three_way else None
+        base = merge.merge_base(entity.parent_versions, rows) if self.policy.three_way else None
         if base is not None and not base.deleted:
             self.merge(base, current, mine, entity, body, hash_, here, there)
             return

@@ -85,16 +85,14 @@ def ancestors(start: Iterable[str], history: Mapping[str, tuple[str, ...]]) -> s
     return seen
 
 
-def merge_base(local: Row, parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
-    """PROTOCOL 6.3: the row against which both sides are compared, the newest in commit order of those held.
+def merge_base(parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.3: what both sides are compared with: the newest held row that the pushed one descends from.
 
-    That is one that both descend from. Where a row between them is not held, one that the pushed row descends from
-    still tells what its maker changed, and nothing else of it may replace what is current. None if there is neither.
+    Not only one that the current row descends from too: what the pushed row's own ancestors lost was decided when they
+    came, and must not be fought over again by each edit that follows them. None if no ancestor is held.
     """
     history = {version: row.entity().parent_versions for version, row in rows.items()}
-    pushed = ancestors(parents, history)
-    shared = [rows[version] for version in ancestors((local.version,), history) & pushed if version in rows]
-    known = shared or [rows[version] for version in pushed if version in rows]
+    known = [rows[version] for version in ancestors(parents, history) if version in rows]
     return max(known, key=lambda row: row.seq, default=None)
 
 

@@ -114,7 +114,6 @@ def test_an_old_ack_confirms_nothing_even_if_it_had_nothing_to_confirm() -> None
     assert "home" in there.read("c", "2030-01-01T00:00:00.000000")
 
 
-@OPEN
 def test_what_lost_does_not_come_back_with_the_next_edit_of_something_else() -> None:
     there = Server()
     base = entity("lamp", at(0), {"p": "x"})
