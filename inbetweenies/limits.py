@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from .errors import POINTER_BYTES_MAX, PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError
+from .errors import POINTER_BYTES_MAX, LocalProtocolError, RemoteProtocolError
 
 T = TypeVar("T")
 
@@ -43,19 +43,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     # -- one message; only for peers that announce `features`: deployed ones push and read everything at once --
     changes_max: int = 10_000  # ten times what our own server commits in about 10 ms
     page_rows_max: int = 1_000  # rows of one page: about 0.5 MB of typical rows
-    page_bytes_max: int = 2 * 2**20  # a page is built in memory once per waiting peer
-
-    # -- what our own client puts in one request --
-    batch_changes_max: int = 500  # a refused or lost request costs one batch, not the whole backlog
-    batch_bytes_max: int = 2**20  # a minute on a poor radio link, and far below every server's `body_bytes_max`
-
-    # -- small texts --
-    version_name_max: int = 64  # bytes of a `protocol_version`; longer ones are malformed, not unknown
-    problem_bytes_max: int = PROBLEM_BYTES_MAX  # an error never amplifies what caused it
-
-    # -- time --
-    clamp_us: int = 5 * 60 * 1_000_000  # how far ahead of the server an edit counts: a row from 2099 must not win
-    tie_us: int = 1_000_000  # edits closer than clocks agree are a tie, broken by the row version
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
