@@ -332,8 +332,10 @@ def _since(value: str | int | float | None) -> int | None:
 
 
 def _unix(value: float) -> int | None:
+    if abs(value) >= 2.6e14:
+        return None  # before it is divided: an integer of 400 digits is more than a float can be
     seconds = value / 1000 if abs(value) > 2e10 else value
-    return int(seconds * 1_000_000) if abs(seconds) < 2.6e11 else None
+    return int(seconds * 1_000_000)
 
 
 def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None]:
