@@ -100,6 +100,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "too_many_parents": "Add it anew; give this one up.",
     "unknown_endpoint": "It is sent again by itself; if it stays, link what is there now and give this one up.",
     "not_acknowledged": "It is sent again by itself; if it is an edge, one of its ends may not be there yet.",
+    "too_much_at_once": "It is sent again by itself, in a message with less in it.",
     "unknown_type_there": "It is sent by itself once the server is updated; or give it a type that the server knows.",
     "v1_cannot_carry": "It is sent by itself once the server speaks a newer version.",
 }
@@ -910,7 +911,7 @@ class _Sync:
     def _set_aside(self, item: Pending, note: RefusedItem) -> None:
         self.held.add(_whole(item))
         self.refused[_whole(item)] = note
-        if note.code in ("unknown_endpoint", "not_acknowledged"):
+        if note.code in ("unknown_endpoint", "not_acknowledged", "too_much_at_once"):
             self.waiting.add(_whole(item))
 
     async def _drained(self) -> bool:

@@ -85,14 +85,14 @@ def ancestors(start: Iterable[str], history: Mapping[str, tuple[str, ...]]) -> s
     return seen
 
 
-def merge_base(parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
-    """PROTOCOL 6.3: what both sides are compared with: the newest held row that the pushed one descends from.
+def merge_base(above: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.3: what both sides are compared with: the newest held row of those `above` the pushed one, which are
+    its `ancestors`.
 
     Not only one that the current row descends from too: what the pushed row's own ancestors lost was decided when they
     came, and must not be fought over again by each edit that follows them. None if no ancestor is held.
     """
-    history = {version: row.entity().parent_versions for version, row in rows.items()}
-    known = [rows[version] for version in ancestors(parents, history) if version in rows]
+    known = [rows[version] for version in above if version in rows]
     return max(known, key=lambda row: row.seq, default=None)
 
 

@@ -469,6 +469,22 @@ async def test_an_edge_waits_for_the_row_at_its_end(home: Home, ann: BlowingOffC
     assert (4, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
 
 
+async def test_what_is_too_much_at_once_is_sent_again_until_all_is_taken() -> None:
+    home = Home(limits=Limits(handled_bytes_max=1))
+    ann, bob = client_of(home, "ann"), client_of(home, "bob", clock=Clock(NOW + SECOND))
+    lamps = [await ann.add("device", f"Lamp {n}") for n in range(5)]
+    await ann.sync()
+    await bob.sync()
+    for lamp in lamps:
+        await ann.change(lamp.id, patch={"on": True})
+        await bob.change(lamp.id, patch={"level": 3})
+    await ann.sync()
+    report = await bob.sync()
+
+    assert (5, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
+    assert {b'{"level":3,"on":true}'} == {bytes(lamp.content) for lamp in await bob.find()}
+
+
 # --- what goes wrong on the way -----------------------------------------------------------------------------------
 
 

@@ -179,7 +179,8 @@ def row(version: str, seq: int, *parents: str) -> Row:
 )
 def test_the_base_is_the_newest_row_that_both_descend_from(parents: tuple[str, ...], expected: str | None) -> None:
     rows = {item.version: item for item in (row("a", 1), row("b", 2, "a"), row("c", 3, "b"), row("d", 4, "c"))}
-    base = merge.merge_base(parents, rows)
+    history = {version: item.entity().parent_versions for version, item in rows.items()}
+    base = merge.merge_base(merge.ancestors(parents, history), rows)
 
     assert expected == (base and base.version)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Struct
 
-from ...limits import canonical
+from ...limits import Allowance, Limits, canonical
 from ...model import Change, Context, Kind, Plan, Reads, Row, SyncRequest, SyncResponse, format_time, is_deleted
 from .codec import (
     ANONYMOUS,
@@ -121,7 +121,7 @@ def _hash(*seed: Any) -> str:
 # --- up -----------------------------------------------------------------------------------------------------------
 
 
-def up(push: Push, context: Context) -> Plan[SyncRequest]:
+def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     """PROTOCOL 8.4: the rows that the items of a push mean. Leaves in `push.turns` what became of each item."""
     key = device_key(context, push.client)
     jobs = yield from _located(push.items)
@@ -135,21 +135,28 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
+    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    jobs = _affordable(jobs, graph, turns, limits)
     writer = _Writer(push.client, context.user)
     history = yield from _histories(jobs, graph, writer)
-    graphs = yield from _graphs(jobs, graph, acked)
+    graphs = yield from _graphs(jobs, graph, acked, limits)
     yield from _named(jobs, graph, writer)
     yield from _linked(jobs, graph, context.graph)
 
     draft = Draft(_coming(jobs, graph))
-    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
+    allowance = Allowance(limits.handled_bytes_max)
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), writer)
+        seq = job.seen_at or acked
+        if allowance.spent or (seq and seq not in graphs and job.entity_id in graph.entities):
+            turns[job.index] = _too_much(job)
+            continue
+        known = _known(job, graph, graphs.get(seq), history.get(job.entity_id, ()), writer)
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
         if made.change is not None:
             changes.append(made.change)
+            allowance.spend(len(made.change.entity.content) if made.change.entity is not None else 0)
         turns[job.index] = _turn(job, made)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
@@ -218,6 +225,26 @@ def _nowhere(item: Item) -> Problem | None:
     return Problem(code="unknown_reference", pointer=f"{item.pointer}/data/{link}", detail=detail)
 
 
+def _affordable(jobs: list[_Job], graph: Graph, turns: list[Turn], limits: Limits) -> list[_Job]:
+    """The jobs that can be done at once, for each handles a whole row and all its edges; the rest is refused."""
+    allowance = Allowance(limits.handled_bytes_max)
+    done = []
+    for job in jobs:
+        if allowance.spent:
+            turns[job.index] = _too_much(job)
+            continue
+        row = graph.entities.get(job.entity_id)
+        rows = [*graph.edges.get(job.entity_id, ()), *([] if row is None else [row])]
+        allowance.spend(sum(len(each.body) for each in rows))
+        done.append(job)
+    return done
+
+
+def _too_much(job: _Job) -> Turn:
+    detail = "this push handles as much as one may; send it again"
+    return Turn(problem=Problem(code="too_much_at_once", pointer=job.item.pointer, detail=detail))
+
+
 def _token(text: str | None) -> tuple[int, str]:
     """Seq and chain of a `sync_id` of ours; those of other servers name nothing here."""
     match = _TOKEN.fullmatch(text or "")
@@ -240,16 +267,18 @@ def _histories(jobs: Iterable[_Job], graph: Graph, writer: _Writer) -> Plan[dict
     return held.history
 
 
-def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
-    """The graphs as the clients' tokens, or their last acks, name them."""
+def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int, limits: Limits) -> Plan[dict[int, Graph]]:
+    """The graphs as the clients' tokens, or their last acks, name them; as many as one push may read."""
     wanted: dict[int, dict[str, None]] = {}
     for job in jobs:
         if job.entity_id in graph.entities:
             wanted.setdefault(job.seen_at or acked, {})[job.entity_id] = None
     graphs = {graph.head.seq: graph}
+    allowance = Allowance(limits.handled_bytes_max)
     for seq, ids in wanted.items():
-        if seq and seq not in graphs:
+        if seq and seq not in graphs and not allowance.spent:
             graphs[seq] = yield from read_above(ids, graph.head, as_of=seq)
+            allowance.spend(sum(len(row.body) for row in graphs[seq].entities.values()))
     return graphs
 
 
