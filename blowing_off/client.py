@@ -86,6 +86,8 @@ CHUNK: Final = 100  # marks read at a time
 #: What an answer may be, larger than a request: a deployed server tells its whole graph at once.
 ANSWER_LIMITS: Final = Limits(body_bytes_max=256 * 2**20, nodes_max=2**22)
 ROW_LIMITS: Final = Limits()
+#: What a row may hold: around the properties of an edge a message puts five levels, and the other fields.
+CONTENT_LIMITS: Final = Limits(depth_max=ROW_LIMITS.depth_max - 5, nodes_max=ROW_LIMITS.nodes_max - 64)
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
 _DEPLOYED_EDGES: Final = frozenset(
@@ -1159,7 +1161,7 @@ def _json(value: Mapping[str, Any]) -> Raw:
     if not value:
         return EMPTY
     try:
-        text = canonical(dict(value))
+        text = canonical(dict(value), limits=CONTENT_LIMITS)
         # What a server would make of it, or the two would hold different rows under one version.
         again = canonical(_parse(text), trusted=True)
     except RemoteProtocolError as error:
