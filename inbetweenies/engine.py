@@ -7,9 +7,7 @@ digest of every row are decided here, inside the store's transaction, so that al
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from heapq import heappop, heappush
 from typing import Final
 
 from msgspec import Struct
@@ -59,13 +57,14 @@ VISIT_BYTES: Final = 64  # what looking at one ancestor counts for: about as muc
 class Decision(Struct, frozen=True, kw_only=True):
     """What `decide` made of a push: the one commit it needs, and what to tell the pusher about each item.
 
-    `current` holds the row that is current afterwards for every pushed id.
+    `current` holds the row that is current afterwards for every pushed id; `open` names the ids of `refused` in full.
     """
 
     writes: Writes
     head: Head
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
+    open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
     current: dict[tuple[Kind, str], Row] = {}
 
@@ -103,6 +102,7 @@ def serve(
             served_stamp=decision.head.stamp,
             acks=decision.acks,
             refused=decision.refused,
+            open=decision.open,
             conflicts=decision.conflicts,
         )
     return (yield from _answer(request, held, decision, limits))
@@ -166,42 +166,17 @@ def beside(version: str, hash_: bytes) -> str:
 def in_order(changes: Iterable[Change]) -> list[Change]:
     """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
     listed = list(changes)
-    of_id: dict[str, list[int]] = {}
+    of_id: dict[str, list[tuple[int, Entity]]] = {}
     for index, change in enumerate(listed):
         if change.entity is not None:
-            of_id.setdefault(change.entity.id, []).append(index)
-    for indexes in of_id.values():
-        if len(indexes) > 1:
-            for index, change in zip(indexes, _parents_first([listed[index] for index in indexes]), strict=True):
-                listed[index] = change
-    return listed
-
-
-def _parents_first(changes: list[Change]) -> list[Change]:
-    """The first of those that no other one waiting is a parent of, and so on. Linear: a push may hold 80,000 rows."""
-    entities = [change.entity for change in changes if change.entity]
-    waiting = Counter(entity.version for entity in entities)
-    above = [{name for name in entity.parent_versions if name in waiting} - {entity.version} for entity in entities]
-    below: dict[str, list[int]] = {}
-    for index, parents in enumerate(above):
-        for version in parents:
-            below.setdefault(version, []).append(index)
-    free = [index for index, parents in enumerate(above) if not parents]
-    ordered: dict[int, Change] = {}
-    in_turn = iter(range(len(changes)))
-    while len(ordered) < len(changes):
-        # In a circle of parents nobody is first; then the order of the message stands.
-        index = heappop(free) if free else next(in_turn)
-        if index in ordered:
-            continue
-        ordered[index] = changes[index]
-        version = entities[index].version
-        waiting[version] -= 1
-        for child in below.get(version, ()) if not waiting[version] else ():
-            above[child].discard(version)
-            if not above[child]:
-                heappush(free, child)
-    return list(ordered.values())
+            of_id.setdefault(change.entity.id, []).append((index, change.entity))
+    ordered = list(listed)
+    for rows in of_id.values():
+        if len(rows) > 1:
+            turns = merge.parents_first([(entity.version, entity.parent_versions) for _, entity in rows])
+            for (index, _), turn in zip(rows, turns, strict=True):
+                ordered[index] = listed[rows[turn][0]]
+    return ordered
 
 
 # --- the decision -------------------------------------------------------------------------------------------------
@@ -252,18 +227,18 @@ class _Work:
         self.closed: list[tuple[int, int]] = []
         self.acks: list[tuple[Kind, str, str, Outcome]] = []
         self.refused: list[Refused] = []
+        self.open: set[tuple[Kind, str]] = set()
         self.conflicts: list[Conflict] = []
 
     # entities
 
     def take_entity(self, change: Change, entity: Entity) -> None:
         refusal = check_entity(entity, change.pointer, self.limits)
-        if refusal is not None:
-            self.refused.append(refusal)
-            return
         body = body_of(entity)
-        if len(body) > self.limits.entity_bytes_max:
-            self.refuse(entity.id, entity.version, "too_large", change.pointer, f"a row of {len(body)} bytes")
+        if refusal is None and len(body) > self.limits.entity_bytes_max:
+            refusal = _refusal(entity, "too_large", change.pointer, f"a row of {len(body)} bytes")
+        if refusal is not None:
+            self.refuse("entity", entity.id, refusal)
             return
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
@@ -282,7 +257,7 @@ class _Work:
             self.ack("entity", entity.id, entity.version, "fast_forward")
         elif self.allowance.spent:
             detail = "this push handles as much as one may; send it again"
-            self.refuse(entity.id, entity.version, "too_much_at_once", change.pointer, detail)
+            self.refuse("entity", entity.id, _refusal(entity, "too_much_at_once", change.pointer, detail))
         else:
             self.contest(current, entity, body, hash_)
 
@@ -421,7 +396,7 @@ class _Work:
         """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current."""
         refusal = check_edge(edge, pointer, self.limits)
         if refusal is not None:
-            self.refused.append(refusal)
+            self.refuse("edge", edge.id, refusal)
             return
         named = edge if edge.version else replace(edge, version=edge_version(edge))
         body = body_of(named)
@@ -438,7 +413,7 @@ class _Work:
             if end not in self.versions:
                 # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
                 detail = "the endpoint's row is not stored here yet; send the edge again when it is"
-                self.refuse(named.id, edge.version, "unknown_endpoint", f"{pointer}/{field}", detail)
+                self.refuse("edge", edge.id, _refusal(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
                 return
         if known is not None:
             named = replace(named, version=beside(named.version, hash_))
@@ -534,8 +509,9 @@ class _Work:
     def ack(self, kind: Kind, id_: str, version: str, outcome: Outcome) -> None:
         self.acks.append((kind, id_, version, outcome))
 
-    def refuse(self, id_: str, version: str, code: str, pointer: str, detail: str) -> None:
-        self.refused.append(Refused(id=clip(id_), version=clip(version), code=code, pointer=pointer, detail=detail))
+    def refuse(self, kind: Kind, id_: str, refusal: Refused) -> None:
+        self.refused.append(refusal)
+        self.open.add((kind, id_))
 
     def lost(self, entity: Entity, local: str, resolved: str, reason: str) -> None:
         self.conflicts.append(
@@ -571,6 +547,7 @@ class _Work:
             head=head,
             acks=tuple(acks),
             refused=tuple(self.refused),
+            open=frozenset(self.open),
             conflicts=tuple(self.conflicts),
             current=self.current,
         )
@@ -579,7 +556,11 @@ class _Work:
 # --- what can be stored -------------------------------------------------------------------------------------------
 
 
-def _check(fields: Iterable[tuple[str, str, int]], id_: str, version: str, pointer: str) -> Refused | None:
+def _refusal(item: Entity | Relationship, code: str, pointer: str, detail: str) -> Refused:
+    return Refused(id=clip(item.id), version=clip(item.version), code=code, pointer=pointer, detail=detail)
+
+
+def _check(fields: Iterable[tuple[str, str, int]], item: Entity | Relationship, pointer: str) -> Refused | None:
     for name, value, most in fields:
         if not value:
             detail = f"expected 1 to {most} bytes; got an empty string"
@@ -589,9 +570,7 @@ def _check(fields: Iterable[tuple[str, str, int]], id_: str, version: str, point
             detail = "expected no control characters; got at least one"
         else:
             continue
-        return Refused(
-            id=clip(id_), version=clip(version), code="illegal_name", pointer=f"{pointer}/{name}", detail=detail
-        )
+        return _refusal(item, "illegal_name", f"{pointer}/{name}", detail)
     return None
 
 
@@ -603,15 +582,10 @@ def check_entity(entity: Entity, pointer: str, limits: Limits) -> Refused | None
         ("entity_type", entity.entity_type, limits.id_bytes_max),
         ("source_type", entity.source_type, limits.id_bytes_max),
     )
-    refused = _check(fields, entity.id, entity.version, f"{pointer}/entity")
+    refused = _check(fields, entity, f"{pointer}/entity")
     if refused is None and len(entity.parent_versions) > limits.parents_max:
-        return Refused(
-            id=clip(entity.id),
-            version=clip(entity.version),
-            code="too_many_parents",
-            pointer=f"{pointer}/entity/parent_versions",
-            detail=f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}",
-        )
+        detail = f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}"
+        return _refusal(entity, "too_many_parents", f"{pointer}/entity/parent_versions", detail)
     return refused
 
 
@@ -624,7 +598,7 @@ def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | No
         ("to_entity_id", edge.to_entity_id, limits.id_bytes_max),
         ("relationship_type", edge.relationship_type, limits.id_bytes_max),
     )
-    return _check(fields, edge.id, edge.version, pointer)
+    return _check(fields, edge, pointer)
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
@@ -694,6 +668,7 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         resync=resync,
         acks=decision.acks,
         refused=decision.refused,
+        open=decision.open,
         conflicts=decision.conflicts,
     )
 

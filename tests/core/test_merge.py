@@ -12,7 +12,8 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from inbetweenies import merge
-from inbetweenies.limits import canonical
+from inbetweenies.engine import check_entity
+from inbetweenies.limits import Limits, canonical
 from inbetweenies.merge import Side
 from inbetweenies.model import Entity, Row, body_of, make_version
 
@@ -162,6 +163,15 @@ def test_the_version_of_a_merge_is_a_function_of_its_parents() -> None:
     assert merge.merge_version(one, other, "ann") == merge.merge_version(other, one, "ann")
     assert merge.merge_version(one, other, "ann").startswith("2001-09-09T01:46:40.000000+00:00-000000-ann.m")
     assert merge.merge_version(one, other, "ann") != merge.merge_version(one, side(3, "v-4"), "ann")
+
+
+def test_the_version_of_a_merge_is_a_name_whatever_its_writer_is_called() -> None:
+    version = merge.merge_version(
+        side(0, make_version(0, 0, "a")), side(1, make_version(1, 0, "b")), "a\n\x00\x7f\u2028" + "é" * 1_000
+    )
+
+    assert "-000000-a???\u2028é" in version
+    assert check_entity(entity({}, version=version), "", Limits()) is None
 
 
 def row(version: str, seq: int, *parents: str) -> Row:

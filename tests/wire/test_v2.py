@@ -27,11 +27,15 @@ LINK = edge("e", LAMP, HALL)
 
 
 def up(**fields: Any) -> SyncRequest:
-    plan = v2.WIRE.up(v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS), Context(user="u"), LIMITS)
+    plan = v2.WIRE.up(decoded(**fields), Context(user="u"), LIMITS)
     with pytest.raises(StopIteration) as done:
         next(plan)
     request: SyncRequest = done.value.value
     return request
+
+
+def decoded(**fields: Any) -> Any:
+    return v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS)
 
 
 class Peer:
@@ -166,6 +170,19 @@ def test_the_deployed_digest_is_worked_out_once_per_place_in_the_log(monkeypatch
 
     assert 256 == len(v2._digests)
     assert digests[-1] == run(peer.handler.process(READ))["state_digest"]
+
+
+def test_a_name_is_acked_whatever_became_of_one_that_is_shortened_like_it() -> None:
+    quoted, other = entity('a"b', at(0)), entity("a'b", "x\ny")
+    link = edge('a"b', quoted, quoted)
+    lost = edge("c'd", quoted, entity("nobody", at(0)))
+    answer = Peer().push(
+        Change(entity=quoted, relationships=(link, lost)), Change(entity=other), Change(entity=entity('c"d', at(0)))
+    )
+
+    assert ["a'b", "c'd"] == [refused["id"] for refused in answer["refused"]]
+    assert ['a"b', 'c"d'] == answer["applied"]
+    assert ['a"b'] == answer["applied_relationships"]
 
 
 def test_a_name_is_not_acked_while_one_of_its_rows_is_refused() -> None:
