@@ -11,22 +11,20 @@ from tests.hostile.support import Line, Site, attacked
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server with the bounds it has by default. One for all tests of a module, as an attacker would meet it."""
-    with attacked(tmp_path_factory.mktemp("site")) as started:
+    """A server for all tests of a module, with the bounds it has by default but for idle connections."""
+    with attacked(tmp_path_factory.mktemp("site"), header_seconds=60, keep_alive_seconds=60) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def line(site: Site) -> Iterator[Line]:
     """The attacker's connection, with a valid token."""
-    made = site.line()
-    yield made
-    made.close()
+    with site.line() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def honest(site: Site) -> Iterator[Line]:
     """The connection of a device of another graph, which must never notice anything."""
-    made = site.line(site.other)
-    yield made
-    made.close()
+    with site.line(site.other) as made:
+        yield made

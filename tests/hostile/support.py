@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
 
@@ -109,7 +109,10 @@ class Line:
     def post(self, body: Any, path: str = SYNC, **headers: str) -> Reply:
         return self.ask("POST", path, body, **headers)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._http.close()
 
 
@@ -134,7 +137,12 @@ class Site:
                     self.ended.release()
 
     def line(self, token: str | None = None) -> Line:
+        """A connection with `token`, by default that of the house that is attacked."""
         return Line(self, self.token if token is None else token)
+
+    def into(self, graph: str) -> Line:
+        """A connection into a graph of its own."""
+        return self.line(self.tokens.create(graph, "ann")[0])
 
     def serves(self, honest: Line) -> bool:
         """Whether an honest device is answered as it always was. `honest` is a line with the token `other`."""

@@ -224,9 +224,7 @@ def check_v1_values(line: Line, pushed: dict[int, File]) -> None:
 
 def test_any_text_is_a_v1_value_and_comes_back_to_the_letter(site: Site, shared_data: Path) -> None:
     """A v1 value is JSON text in a string: whatever it holds, nobody parses it."""
-    line = site.line(site.tokens.create("texts", "ann")[0])
     home, hub = entity("house", "v1", entity_type="home"), entity("hub", "v1", content={"services": {"t": {}}})
-    line.post(sync(write(home), write(hub)))
     texts = {
         f"t{n}": file.raw.decode("latin-1") for n, file in enumerate(corpus(shared_data)) if len(file.raw) < 10_000
     }
@@ -240,11 +238,12 @@ def test_any_text_is_a_v1_value_and_comes_back_to_the_letter(site: Site, shared_
         }
         for id_, text in texts.items()
     ]
-    pushed = line.post({"type": "sync_push", "client_id": "texts", "changes": changes}, PUSH)
-    assert [f"server-{id_}" for id_ in texts] == [each["server_sync_id"] for each in pushed.json["applied"]]
     wanted = {"type": "sync_request", "client_id": "other", "entity_types": ["characteristics"]}
-    told = {change["entity_id"]: change["data"]["value"] for change in line.post(wanted, REQUEST).json["changes"]}
+    with site.into("texts") as line:
+        line.post(sync(write(home), write(hub)))
+        pushed = line.post({"type": "sync_push", "client_id": "texts", "changes": changes}, PUSH)
+        told = line.post(wanted, REQUEST).json["changes"]
 
-    assert texts == {id_: value for id_, value in told.items() if id_ in texts}
+    assert [f"server-{id_}" for id_ in texts] == [each["server_sync_id"] for each in pushed.json["applied"]]
+    assert texts == {each["entity_id"]: each["data"]["value"] for each in told}
     print(f"v1 values as text: {len(texts)} taken and read back")
-    line.close()
