@@ -8,6 +8,7 @@ import pytest
 
 from inbetweenies.limits import Limits
 from inbetweenies.model import Reads
+from inbetweenies.wire.v1 import codec
 from tests.support import Server, at, entity
 from tests.wire.test_v1_plans import applied, problems, record, time
 from tests.wire.v1_support import V1Client, change
@@ -70,3 +71,25 @@ def test_records_that_are_made_are_counted_too() -> None:
     assert ["new 0", "new 1", "new 2"] == applied(answer)
     assert [("too_much_at_once", f"/changes/{n}") for n in (3, 4, 5)] == problems(answer)
     assert "new 0" == server.current("new 0").name
+
+
+def test_of_a_flood_of_changes_that_are_none_a_thousand_are_told_and_the_good_ones_are_taken() -> None:
+    server, client = house()
+    junk: list[Any] = [7, {}, {"entity_type": "room"}, None] * 500
+    answer = client.push(*junk[:1_500], renamed(1), *junk[1_500:], renamed(2), change("room", record("room", "r")))
+
+    assert ["lamp", "lamp", "r"] == applied(answer)
+    assert [f"/changes/{n}" for n in range(1_000)] == [
+        "/".join(each["pointer"].split("/")[:3]) for each in answer["refused"]
+    ]
+    assert ("Lamp 2", "r") == (server.current("lamp").name, server.current("r").id)
+
+
+def test_what_a_flood_of_changes_that_are_none_costs_does_not_follow_its_length() -> None:
+    def items(n: int) -> int:
+        push = codec.decode(b'{"type":"sync_push","changes":[%s0]}' % (b"0," * n), limits=Limits())
+        assert isinstance(push, codec.Push)
+        assert n + 1 == len(push.items)
+        return len(set(map(id, push.items)))
+
+    assert items(2_000) == items(4_000) == 1_001

@@ -19,6 +19,7 @@ from .codec import (
     ANONYMOUS,
     LINKS,
     SHAPES,
+    UNTOLD,
     Applied,
     Item,
     Problem,
@@ -135,7 +136,8 @@ def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
-    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    untold = Turn(problem=UNTOLD.problem)
+    turns = [untold if item is UNTOLD else Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     jobs = _affordable(jobs, graph, turns, limits)
     writer = _Writer(push.client, context.user)
     history = yield from _histories(jobs, graph, writer)
@@ -445,6 +447,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     applied, problems = [], []
     for index, (item, turn) in enumerate(zip(push.items, push.turns, strict=True)):
         problem = turn.problem or refused.get(index)
+        if item is UNTOLD:
+            continue
         if problem is not None:
             problems.append(
                 RefusedChange(
