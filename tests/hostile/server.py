@@ -1,6 +1,6 @@
 """A server process to be attacked: ``python -m tests.hostile.server DATABASE [BOUNDS]``, bounds as a JSON object.
 
-Says ``lost`` on a line of its own for each connection that has ended.
+Says ``ended PORT`` on a line of its own for each connection that has, with the port of its other side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Told(serving.BoundedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        print("lost", flush=True)
+        print("ended", self.client[1] if self.client else 0, flush=True)
 
 
 def main(database: str, bounds: str = "{}") -> None:

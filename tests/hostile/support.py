@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ class Site:
         self.tokens = tokens
         self.token, _ = tokens.create("house", "ann")
         self.other, _ = tokens.create("elsewhere", "bob")
-        self.ended = threading.Semaphore(0)  # released once for each connection that the server says has ended
+        self._ended: set[int] = set()
+        self._news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self._honest: bytes | None = None
@@ -133,8 +135,22 @@ class Site:
         assert self.process.process.stdout is not None
         with suppress(ValueError):  # closed at the end
             for line in self.process.process.stdout:
-                if line == "lost\n":
-                    self.ended.release()
+                with self._news:
+                    self._ended.add(int(line.removeprefix("ended ")))
+                    self._news.notify_all()
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        connection = self.process.connect()
+        with self._news:
+            self._ended.discard(connection.getsockname()[1])  # of one before it that had the same port
+        return connection
+
+    def ended(self, connection: socket.socket) -> bool:
+        """Whether the server says that `connection` has ended; waited for, since it must."""
+        _, port = connection.getsockname()
+        with self._news:
+            return self._news.wait_for(lambda: port in self._ended, GUARD_SECONDS)
 
     def line(self, token: str | None = None) -> Line:
         """A connection with `token`, by default that of the house that is attacked."""
