@@ -28,6 +28,7 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Outcome,
     Plan,
     Reads,
     Refused,
@@ -160,7 +161,7 @@ class AckOut(Struct, kw_only=True):
     kind: Literal["entity", "edge"]
     id: str
     version: str
-    outcome: str
+    outcome: Outcome
     head: str | None = None
 
 

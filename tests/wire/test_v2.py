@@ -256,3 +256,11 @@ def test_a_module_without_a_wire_version_or_with_a_taken_name_is_told(monkeypatc
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Entry()])
     with pytest.raises(LocalProtocolError, match="two wire versions"):
         load()
+
+
+def test_an_ack_that_says_what_no_ack_says_makes_the_answer_none() -> None:
+    answer = {"acks": [{"kind": "entity", "id": "x", "version": "v", "outcome": "eaten"}]}
+    with pytest.raises(RemoteProtocolError, match="one of the values that this wire version knows") as caught:
+        v2.WIRE.told(msgspec.json.encode(answer))
+
+    assert "/acks/0/outcome" == caught.value.pointer
