@@ -80,6 +80,7 @@ VERSIONS_PATH: Final = "/api/v1/graph/entities/{}/versions"
 
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
 HISTORY_S: Final = 5.0  # how long a person waits for what may be more, when much is there already
+RESYNCS_MAX: Final = 3  # of one sync: a server is set back once, maybe twice while it is asked; not by every question
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
 LABEL_BYTES_MAX: Final = 256  # user and device: a row version holds the user and has an end itself
 CHUNK: Final = 100  # marks read at a time
@@ -732,7 +733,7 @@ class _Sync:
         self.unblocked = False  # something was acknowledged since they were sent last
         self.refused: dict[_Whole, RefusedItem] = {}
         self.conflicts: list[Conflict] = []
-        self.pushed = self.pulled = self.messages = self.poison = self.restarts = 0
+        self.pushed = self.pulled = self.messages = self.poison = self.restarts = self.resyncs = 0
         self.healed = False
         self.complete = True
         self.edges_read = False
@@ -800,6 +801,10 @@ class _Sync:
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
+        self.resyncs += answer.resync
+        if self.resyncs > RESYNCS_MAX:
+            self.complete = False
+            return False
         if absorbed.healed:
             self.healed = True
             return True
