@@ -192,7 +192,7 @@ def test_nothing_that_nests_overflows_a_small_stack() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (0, "") == (done.returncode, done.stderr)

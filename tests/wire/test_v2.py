@@ -38,6 +38,16 @@ def decoded(**fields: Any) -> Any:
     return v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS)
 
 
+@pytest.mark.parametrize("name", ["device_id", "user_id"])
+def test_a_label_is_any_text_no_longer_than_an_id(name: str) -> None:
+    for label in ("", "a\nb\x00", "x" * 1024, "é" * 512):
+        assert label == getattr(decoded(**{name: label}), name)
+    with pytest.raises(RemoteProtocolError, match="at most 1024 bytes; got a string of 1026 bytes") as caught:
+        decoded(**{name: "é" * 513})
+
+    assert f"/{name}" == caught.value.pointer
+
+
 class Peer:
     def __init__(self) -> None:
         self.handler = V2ProtocolHandler(MemoryStore(), clock=lambda: NOW)
