@@ -215,7 +215,7 @@ def decide(
     # PROTOCOL 4.6: entities before relationships over the whole batch.
     for change in request.changes:
         for index, edge in enumerate(change.relationships):
-            work.take_edge(edge, f"{change.pointer}/relationships/{index}")
+            work.take_edge(edge, f"{change.pointer}/relationships/{index}", late=edge.id in change.late)
     return work.decision()
 
 
@@ -384,8 +384,8 @@ class _Work:
 
     # edges
 
-    def take_edge(self, edge: Relationship, pointer: str) -> None:
-        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current."""
+    def take_edge(self, edge: Relationship, pointer: str, *, late: bool) -> None:
+        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current, unless it came `late`."""
         refusal = check_edge(edge, pointer, self.limits)
         if refusal is not None:
             self.refused.append(refusal)
@@ -414,6 +414,7 @@ class _Work:
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
+        outcome: Outcome = "lost_kept" if known is not None else "superseded" if late else "applied"
         edit, timed = arrival(named.version, self.now)
         self.add(
             "edge",
@@ -422,7 +423,7 @@ class _Work:
             body,
             hash_,
             # Other content under a version that is taken is kept, but it does not replace what came first.
-            current=known is None,
+            current=outcome == "applied",
             edit=edit,
             timed=timed,
             deleted=says_deleted(named.properties),
@@ -431,7 +432,7 @@ class _Work:
             from_id=named.from_entity_id,
             to_id=named.to_entity_id,
         )
-        self.ack("edge", named.id, edge.version, "applied" if known is None else "lost_kept")
+        self.ack("edge", named.id, edge.version, outcome)
 
     # rows
 

@@ -75,13 +75,15 @@ class Change(Struct, frozen=True, kw_only=True):
     """One item of a push: a row version of an entity, edges, or both.
 
     `delete` is the peer's word for "this removes it"; a delete without an entity says nothing and is ignored.
-    `pointer` is where the item stood in the body, for refusals.
+    `pointer` is where the item stood in the body, for refusals. `late` holds the ids of edges that came after what
+    their sender has put in their place since: they are kept, and never become current.
     """
 
     entity: Entity | None = None
     relationships: tuple[Relationship, ...] = ()
     delete: bool = False
     pointer: str = ""
+    late: frozenset[str] = frozenset()
 
 
 class Cursor(Struct, frozen=True):
@@ -247,6 +249,7 @@ class Span(Struct, frozen=True, kw_only=True):
 class Reads(Struct, frozen=True, kw_only=True):
     """What a rule must see. Ids name entities unless the field says otherwise; absent things are absent in the answer.
 
+    `history` asks for every row of these entities, `edge_history` for every row of these edges.
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
     `listing` asks for (id, version) of every current entity, sorted by id.
@@ -256,6 +259,7 @@ class Reads(Struct, frozen=True, kw_only=True):
     edges: tuple[str, ...] = ()
     versions: tuple[tuple[Kind, str, str], ...] = ()
     history: tuple[str, ...] = ()
+    edge_history: tuple[str, ...] = ()
     edges_from: tuple[str, ...] = ()
     edges_to: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
@@ -275,6 +279,7 @@ class Held(Struct, frozen=True, kw_only=True):
     edges: dict[str, Row] = {}
     versions: dict[tuple[Kind, str, str], Row] = {}
     history: dict[str, tuple[Row, ...]] = {}
+    edge_history: dict[str, tuple[Row, ...]] = {}
     edges_from: dict[str, tuple[Row, ...]] = {}
     edges_to: dict[str, tuple[Row, ...]] = {}
     types: tuple[Row, ...] = ()

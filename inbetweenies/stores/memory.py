@@ -211,7 +211,8 @@ class _Transaction(BaseTransaction):
     def _by_key(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
         graph = self._in
         seqs = {key: graph.versions.get(key, end + 1) for key in reads.versions}
-        histories = {id_: self._history(id_, end) for id_ in reads.history}
+        histories = {id_: self._history("entity", id_, end) for id_ in reads.history}
+        edge_histories = {id_: self._history("edge", id_, end) for id_ in reads.edge_history}
         leaving = {id_: self._visible("edge", graph.leaving.get(id_, ()), at, end) for id_ in reads.edges_from}
         arriving = {id_: self._visible("edge", graph.arriving.get(id_, ()), at, end) for id_ in reads.edges_to}
         return {
@@ -219,6 +220,7 @@ class _Transaction(BaseTransaction):
             "edges": self._visible("edge", reads.edges, at, end),
             "versions": {key: _seen(graph.log[seq - 1], end) for key, seq in seqs.items() if seq <= end},
             "history": {id_: rows for id_, rows in histories.items() if rows},
+            "edge_history": {id_: rows for id_, rows in edge_histories.items() if rows},
             "edges_from": {
                 id_: tuple(edges[edge] for edge in sorted(edges) if edges[edge].from_id == id_)
                 for id_, edges in leaving.items()
@@ -249,8 +251,8 @@ class _Transaction(BaseTransaction):
             answer["listing"] = tuple(sorted((row.id, row.version) for row in rows if row.kind == "entity"))
         return answer
 
-    def _history(self, id_: str, end: int) -> tuple[Row, ...]:
-        seqs = self._in.seqs.get(("entity", id_), ())
+    def _history(self, kind: Kind, id_: str, end: int) -> tuple[Row, ...]:
+        seqs = self._in.seqs.get((kind, id_), ())
         return tuple(_seen(self._in.log[seq - 1], end) for seq in seqs if seq <= end)
 
     def _visible(self, kind: Kind, ids: Iterable[str], at: int, end: int) -> dict[str, Row]:

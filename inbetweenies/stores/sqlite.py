@@ -138,7 +138,7 @@ _BY_TYPE = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_type
 _BY_VERSION = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
     ON graph = ? AND kind = k1 AND id = k2 AND version = k3""")
 _HISTORY = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
-    ON graph = ? AND kind = 'entity' AND id = k1""")
+    ON graph = ? AND kind = k1 AND id = k2""")
 _CHAINS = "SELECT seq, chain FROM asked CROSS JOIN log ON graph = ? AND seq = k1"
 
 # The log in its order: what is current now through its own small index, what was current then through the log itself.
@@ -490,7 +490,11 @@ class _Transaction(BaseTransaction):
             rows = self._rows(_BY_VERSION, reads.versions, key)
             answer["versions"] = {(row.kind, row.id, row.version): row for row in rows}
         if reads.history:
-            answer["history"] = _grouped(self._rows(_HISTORY, _single(reads.history), key), "id", "seq")
+            rows = self._rows(_HISTORY, [("entity", id_) for id_ in reads.history], key)
+            answer["history"] = _grouped(rows, "id", "seq")
+        if reads.edge_history:
+            rows = self._rows(_HISTORY, [("edge", id_) for id_ in reads.edge_history], key)
+            answer["edge_history"] = _grouped(rows, "id", "seq")
         if reads.edges_from:
             found = _grouped(self._rows(_BY_FROM, _single(reads.edges_from), seen), "from_id", "id")
             answer["edges_from"] = {id_: found.get(id_, ()) for id_ in reads.edges_from}

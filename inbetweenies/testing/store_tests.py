@@ -207,6 +207,7 @@ def everything(ids: tuple[str, ...], *, as_of: int | None = None) -> Reads:
         entities=ids,
         edges=ids,
         history=ids,
+        edge_history=ids,
         edges_from=ids,
         edges_to=ids,
         types=("device", "room", "located_in"),
@@ -351,6 +352,7 @@ class StoreTests:
                     edges=(text,),
                     versions=(("entity", text, thing.version), ("edge", text, place.version)),
                     history=(text,),
+                    edge_history=(text,),
                     edges_from=(text,),
                     edges_to=(text,),
                     types=(text,),
@@ -362,6 +364,7 @@ class StoreTests:
         assert {text: place} == held.edges
         assert {("entity", text, thing.version): thing, ("edge", text, place.version): place} == held.versions
         assert {text: (thing,)} == held.history
+        assert {text: (place,)} == held.edge_history
         assert {text: (place,)} == held.edges_from
         assert {text: (place,)} == held.edges_to
         assert (thing,) == held.types
@@ -684,6 +687,7 @@ class StoreTests:
                         ("edge", "e2", "v1"),
                     ),
                     history=("e1", "e2", "no"),
+                    edge_history=("e1", "e2", "no"),
                     edges_from=("e1", "no"),
                     edges_to=("e1", "no"),
                     types=("no",),
@@ -697,6 +701,7 @@ class StoreTests:
         assert ["e2"] == list(held.edges)
         assert [("edge", "e2", "v1")] == list(held.versions)
         assert ["e1"] == list(held.history)
+        assert ["e2"] == list(held.edge_history)
         # Who asks for the edges of an id is told of each id, and be it that there are none.
         assert {"e1": 1, "no": 0} == {id_: len(edges) for id_, edges in held.edges_from.items()}
         assert {"e1": 1, "no": 0} == {id_: len(edges) for id_, edges in held.edges_to.items()}
@@ -740,11 +745,12 @@ class StoreTests:
             back = self.run(read(store, "g", everything(IDS, as_of=seq)))
             assert _names(held) == _names(back)
             # The head, and what does not speak of "current", stay where they are.
-            assert (now.head, now.chains, now.stamp_seq, now.history) == (
+            assert (now.head, now.chains, now.stamp_seq, now.history, now.edge_history) == (
                 back.head,
                 back.chains,
                 back.stamp_seq,
                 back.history,
+                back.edge_history,
             )
         for seq in (now.head.seq, now.head.seq + 1, 2**53 - 1):
             assert now == self.run(read(store, "g", everything(IDS, as_of=seq)))
@@ -861,6 +867,7 @@ class StoreTests:
                     edges=(*ids, "no"),
                     versions=tuple(("entity", id_, version) for id_ in ids for version in ("v1", "no")),
                     history=ids,
+                    edge_history=ids,
                     edges_from=ids,
                     edges_to=tuple(f"to{id_}" for id_ in ids),
                     types=tuple(f"t{id_}" for id_ in ids),
@@ -873,6 +880,7 @@ class StoreTests:
         assert {row.id: row for row in places} == held.edges
         assert {("entity", row.id, "v1"): row for row in things} == held.versions
         assert {row.id: (row,) for row in things} == held.history
+        assert {row.id: (row,) for row in places} == held.edge_history
         assert {row.from_id: (row,) for row in places} == held.edges_from
         assert {row.to_id: (row,) for row in places} == held.edges_to
         assert sorted(things, key=lambda row: (row.born, row.id)) == list(held.types)
@@ -995,6 +1003,7 @@ _reads = st.builds(
     edges=_some_ids,
     versions=st.lists(st.tuples(_kinds, _ids, _versions), max_size=4).map(tuple),
     history=_some_ids,
+    edge_history=_some_ids,
     edges_from=_some_ids,
     edges_to=_some_ids,
     types=st.lists(_types, max_size=3).map(tuple),

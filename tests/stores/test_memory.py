@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies.errors import LocalProtocolError, StoreBusy
-from inbetweenies.model import Device, Head, Held, Reads, Row, Writes
+from inbetweenies.model import Device, Head, Held, Kind, Reads, Row, Writes
 from inbetweenies.store import Store, Transaction
 from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
 from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
@@ -71,14 +71,19 @@ class ListTransaction:
         things = [row for row in seen if row.kind == "entity"]
         edges = sorted((row for row in seen if row.kind == "edge"), key=lambda row: row.id)
         span = reads.span
-        old = [row for row in self.rows if row.kind == "entity"]
+
+        def history(kind: Kind, ids: tuple[str, ...]) -> dict[str, tuple[Row, ...]]:
+            rows = [row for row in self.rows if row.kind == kind]
+            return {id_: found for id_ in ids if (found := tuple(row for row in rows if row.id == id_))}
+
         stamps = [row.seq for row in self.rows if reads.stamp is not None and row.stamp <= reads.stamp]
         return Held(
             head=self.head,
             entities={row.id: row for row in things if row.id in reads.entities},
             edges={row.id: row for row in edges if row.id in reads.edges},
             versions={key: row for row in self.rows if (key := (row.kind, row.id, row.version)) in reads.versions},
-            history={id_: found for id_ in reads.history if (found := tuple(row for row in old if row.id == id_))},
+            history=history("entity", reads.history),
+            edge_history=history("edge", reads.edge_history),
             edges_from={id_: tuple(row for row in edges if row.from_id == id_) for id_ in reads.edges_from},
             edges_to={id_: tuple(row for row in edges if row.to_id == id_) for id_ in reads.edges_to},
             types=tuple(sorted((row for row in things if row.entity_type in reads.types), key=_age)),

@@ -10,11 +10,23 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-import msgspec
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from ...limits import canonical
-from ...model import Change, Context, Kind, Plan, Reads, Row, SyncRequest, SyncResponse, format_time, is_deleted
+from ...model import (
+    TIME_MIN,
+    Change,
+    Context,
+    Kind,
+    Plan,
+    Reads,
+    Row,
+    SyncRequest,
+    SyncResponse,
+    edit_time,
+    format_time,
+)
 from .codec import (
     ANONYMOUS,
     LINKS,
@@ -28,7 +40,7 @@ from .codec import (
     SyncResult,
     Turn,
 )
-from .graph import Graph, read_above, said
+from .graph import Graph, is_bridge, read_above, said
 from .lens import (
     Draft,
     Edit,
@@ -59,7 +71,9 @@ class _Job(Struct, kw_only=True):
         seen_at: the seq that its `sync_id` names, 0 if that names none.
         version: of the row or the edges that it makes.
         held: that row, if it is stored already.
-        linked: links of which it is stored already that they were made.
+        own: the rows that its client pushed since `seen_at` and before it, oldest edit first.
+        said: what its client last said of a link in such a push.
+        unsaid: links of which its client has said something else since.
     """
 
     index: int
@@ -69,7 +83,9 @@ class _Job(Struct, kw_only=True):
     seen_at: int = 0
     version: str = ""
     held: Row | None = None
-    linked: frozenset[str] = frozenset()
+    own: tuple[Row, ...] = ()
+    said: dict[str, str | None] = {}
+    unsaid: frozenset[str] = frozenset()
 
     @property
     def links(self) -> tuple[str, ...]:
@@ -77,6 +93,20 @@ class _Job(Struct, kw_only=True):
         if self.path or self.item.delete:
             return ()
         return tuple(link for link in LINKS if link in self.item.fields)
+
+    def follows(self, row: Row) -> bool:
+        """Whether it was made when its client had made `row` already, by the client's own clock, where both say so."""
+        made = edit_time(row.version)
+        return made is None or self.item.edit is None or made <= self.item.edit
+
+    def basis(self, acked: int) -> int:
+        """The seq at which the record stood as its client knew it, apart from what it pushed itself.
+
+        Without a token it never pulled the record, so it goes by how that was when it first pushed it. A delete says
+        nothing of what was known, and what was acknowledged is the newest that can have been.
+        """
+        first = 0 if self.item.delete or not self.own else min(row.seq for row in self.own)
+        return self.seen_at or first or acked
 
 
 def device_key(context: Context, client: str) -> str:
@@ -136,16 +166,15 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
     writer = _Writer(push.client, context.user)
-    history = yield from _histories(jobs, graph, writer)
-    graphs = yield from _graphs(jobs, graph, acked)
     yield from _named(jobs, graph, writer)
-    yield from _linked(jobs, graph, context.graph)
+    yield from _pushed(jobs, graph, writer, context.graph)
+    graphs = yield from _graphs(jobs, graph, acked)
 
     draft = Draft(_coming(jobs, graph))
     turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), writer)
+        known = _known(job, graph, graphs.get(job.basis(acked)))
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
         if made.change is not None:
@@ -227,25 +256,62 @@ def _token(text: str | None) -> tuple[int, str]:
 # --- up: what the client knew -------------------------------------------------------------------------------------
 
 
-def _histories(jobs: Iterable[_Job], graph: Graph, writer: _Writer) -> Plan[dict[str, tuple[Row, ...]]]:
-    """All rows of the entities in which an older row than the current one may be what the client has."""
-    wanted: dict[str, None] = {}
+def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> Plan[None]:
+    """Find what the client of each job pushed of its record since the state that its token names.
+
+    Only what it pushed before counts as known: a push may be late, or come again after newer ones.
+    """
+    rows: dict[str, None] = {}
+    edges: dict[int, tuple[str, ...]] = {}
     for job in jobs:
         row = graph.entities.get(job.entity_id)
-        if writer.mark and row is not None and row.seq > job.seen_at and not writer.owns(row):
-            wanted[job.entity_id] = None
-    if not wanted:
-        return {}
-    held = yield Reads(history=tuple(wanted))
-    return held.history
+        if row is not None and row.seq > job.seen_at:
+            rows[job.entity_id] = None
+        leaving = graph.edges.get(job.entity_id, ())
+        if any(edge.seq > job.seen_at for edge in leaving):
+            made = (edge_id(name, job.entity_id, link) for link in job.links)
+            edges[job.index] = tuple(dict.fromkeys([*(edge.id for edge in leaving), *made])) if job.links else ()
+    wanted = tuple(dict.fromkeys(id_ for ids in edges.values() for id_ in ids))
+    if not rows and not wanted:
+        return
+    held = yield Reads(history=tuple(rows), edge_history=wanted)
+    for job in jobs:
+        own = [row for row in held.history.get(job.entity_id, ()) if row.seq > job.seen_at and writer.owns(row)]
+        job.own = tuple(_as_made(filter(job.follows, own)))
+        moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ())]
+        # Clients without a name own nothing; but what has the version of this job is this very edit.
+        moves = [row for row in moves if row.seq > job.seen_at and (writer.owns(row) or row.version == job.version)]
+        before = _as_made(filter(job.follows, moves))
+        job.said = {_link(row): None if row.deleted else row.to_id for row in before}
+        job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row))
+
+
+def _as_made(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one client in the order in which it made them, by its own clock.
+
+    What does not say when it was made, as a delete need not, was made after all that came before it.
+    """
+    made: dict[int, int] = {}
+    newest = TIME_MIN
+    ordered = sorted(rows, key=lambda row: row.seq)
+    for row in ordered:
+        time = edit_time(row.version)
+        made[row.seq] = newest if time is None else time
+        newest = max(newest, made[row.seq])
+    return sorted(ordered, key=lambda row: made[row.seq])
+
+
+def _link(edge: Row) -> str:
+    """What a client said when it made an edge."""
+    return "bridge_id" if is_bridge(edge) else "home_id"
 
 
 def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
-    """The graphs as the clients' tokens, or their last acks, name them."""
+    """The graphs as the jobs' clients knew them."""
     wanted: dict[int, dict[str, None]] = {}
     for job in jobs:
         if job.entity_id in graph.entities:
-            wanted.setdefault(job.seen_at or acked, {})[job.entity_id] = None
+            wanted.setdefault(job.basis(acked), {})[job.entity_id] = None
     graphs = {graph.head.seq: graph}
     for seq, ids in wanted.items():
         if seq and seq not in graphs:
@@ -253,7 +319,7 @@ def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Gr
     return graphs
 
 
-def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], writer: _Writer) -> Known:
+def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     """PROTOCOL 8.13: what the client had before it when it made its edit.
 
     Its own last push of the record, if that is newer than what its token names: a client keeps its token until it
@@ -265,20 +331,17 @@ def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], 
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own = [row for row in (current, *history) if row.seq > job.seen_at and writer.owns(row)]
-    if job.item.delete and before is not None:
+    base = job.own[-1] if job.own else before
+    if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
-        own.append(before)
-    base = max(own, key=lambda row: row.seq, default=before)
+        base = max(base, before, key=lambda row: row.seq)
     named = base is not None
     base = base or current
     fields = fields_of(SHAPES[job.item.type], *said(base), job.path)
     if fields is not None and not job.path:
+        seen = graph if then is None or before is None else then
         for link in SHAPES[job.item.type].links:
-            edges = graph.home_edges(job.entity_id) if link == "home_id" else graph.bridge_edges(job.entity_id)
-            newest = max(edges, key=lambda edge: edge.seq, default=None)
-            moved = newest is not None and newest.seq > job.seen_at and writer.owns(newest)
-            fields[link] = link_of(graph if then is None or before is None or moved else then, job.entity_id, link)
+            fields[link] = job.said[link] if link in job.said else link_of(seen, job.entity_id, link)
     return Known(fields=fields, base=base.entity(), named=named)
 
 
@@ -317,24 +380,6 @@ def _alike(one: Item, other: Item) -> bool:
     return (one.type, one.id, one.delete, one.fields) == (other.type, other.id, other.delete, other.fields)
 
 
-def _linked(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
-    """Find the links that were made already when the same edit came before. They may have been moved on since."""
-    wanted: dict[tuple[Kind, str, str], None] = {}
-    candidates: dict[int, list[tuple[Kind, str, str]]] = {}
-    for job in jobs:
-        ids = [edge.id for edge in graph.edges.get(job.entity_id, ())] if job.links else []
-        ids += [edge_id(name, job.entity_id, link) for link in job.links]
-        candidates[job.index] = [("edge", id_, job.version) for id_ in ids]
-        wanted.update(dict.fromkeys(candidates[job.index]))
-    if not wanted:
-        return
-    held = yield Reads(versions=tuple(wanted))
-    for job in jobs:
-        made = [held.versions[key].relationship() for key in candidates[job.index] if key in held.versions]
-        ends = {None if is_deleted(msgspec.json.decode(edge.properties)) else edge.to_entity_id for edge in made}
-        job.linked = frozenset(link for link in job.links if job.item.fields[link] in ends)
-
-
 # --- up: rows -----------------------------------------------------------------------------------------------------
 
 
@@ -360,27 +405,25 @@ def _coming(jobs: Iterable[_Job], graph: Graph) -> dict[str, tuple[str, str]]:
 
 def _made(job: _Job, known: Known, graph: Graph, draft: Draft, context: Context) -> tuple[Edit, Made]:
     edit = _edit(job, context)
-    if job.linked or job.held is not None:
-        left = {
-            key: value
-            for key, value in job.item.fields.items()
-            if key not in job.linked and (job.held is None or key in LINKS)
-        }
-        edit = msgspec.structs.replace(edit, item=msgspec.structs.replace(job.item, fields=left))
-    if job.held is None:
-        return edit, apply(edit, known, graph, draft)
-    # Sent again. The row is what it was made the first time, even if it would be another one from what is known now.
+    if job.held is not None:
+        links = {key: value for key, value in job.item.fields.items() if key in LINKS}
+        edit = replace(edit, item=replace(job.item, fields=links))
     made = Made()
-    if edit.item.fields and not edit.item.delete:
+    if job.held is None or (edit.item.fields and not edit.item.delete):
         made = apply(edit, known, graph, draft)
-    edges = made.change.relationships if made.change is not None else ()
-    change = Change(
-        entity=job.held.entity(),
-        relationships=edges,
-        delete=job.item.delete and not job.path,
-        pointer=job.item.pointer,
-    )
-    return edit, msgspec.structs.replace(made, change=change)
+    change = made.change
+    if job.held is not None:
+        # Sent again. The row is what it was made the first time, even if from what is known now it would be another.
+        change = Change(
+            entity=job.held.entity(),
+            relationships=change.relationships if change is not None else (),
+            delete=job.item.delete and not job.path,
+            pointer=job.item.pointer,
+        )
+    if change is not None and job.unsaid:
+        late = frozenset(edge.id for link in job.unsaid for edge in made.moved.get(link, ()))
+        change = replace(change, late=late)
+    return edit, replace(made, change=change)
 
 
 def _turn(job: _Job, made: Made) -> Turn:
