@@ -215,7 +215,7 @@ def decide(
     # PROTOCOL 4.6: entities before relationships over the whole batch.
     for change in request.changes:
         for index, edge in enumerate(change.relationships):
-            work.take_edge(edge, f"{change.pointer}/relationships/{index}", late=edge.id in change.late)
+            work.take_edge(edge, f"{change.pointer}/relationships/{index}", aside=("edge", edge.id) in change.aside)
     return work.decision()
 
 
@@ -256,7 +256,10 @@ class _Work:
             self.seen_again(known, hash_, entity)
             return
         current = self.current.get(("entity", entity.id))
-        if current is None:
+        if ("entity", entity.id) in change.aside:
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+        elif current is None:
             if change.delete and not entity.parent_versions:
                 self.ack("entity", entity.id, entity.version, "noop_delete")
             else:
@@ -384,8 +387,8 @@ class _Work:
 
     # edges
 
-    def take_edge(self, edge: Relationship, pointer: str, *, late: bool) -> None:
-        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current, unless it came `late`."""
+    def take_edge(self, edge: Relationship, pointer: str, *, aside: bool) -> None:
+        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current unless it is put `aside`."""
         refusal = check_edge(edge, pointer, self.limits)
         if refusal is not None:
             self.refused.append(refusal)
@@ -414,7 +417,7 @@ class _Work:
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
-        outcome: Outcome = "lost_kept" if known is not None else "superseded" if late else "applied"
+        outcome: Outcome = "lost_kept" if known is not None else "superseded" if aside else "applied"
         edit, timed = arrival(named.version, self.now)
         self.add(
             "edge",
@@ -456,8 +459,9 @@ class _Work:
     ) -> Row:
         """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
         self.seq += 1
-        # The wall clock may stand still or step back; stamps never do.
-        self.stamp = max(self.now, self.stamp + 1)
+        # The wall clock may stand still or step back; stamps never do. Between two commits they leave one out, so that
+        # stamp less seq is one number for the rows of a commit, and greater in the next.
+        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2))
         self.chain = next_chain(self.chain, hash_)
         before = self.current.get((kind, id_))
         row = Row(
@@ -469,7 +473,8 @@ class _Work:
             stamp=self.stamp,
             edit=edit,
             timed=timed,
-            rise=edit if before is None else max(edit, before.rise + 1, above + 1),
+            # Not by one alone: a time made of this and of the rises of other rows must rise with each of them.
+            rise=edit if before is None else max(edit, before.rise + self.seq - before.seq, above + 1),
             born=edit if before is None else before.born,
             deleted=deleted,
             entity_type=type_,

@@ -75,15 +75,15 @@ class Change(Struct, frozen=True, kw_only=True):
     """One item of a push: a row version of an entity, edges, or both.
 
     `delete` is the peer's word for "this removes it"; a delete without an entity says nothing and is ignored.
-    `pointer` is where the item stood in the body, for refusals. `late` holds the ids of edges that came after what
-    their sender has put in their place since: they are kept, and never become current.
+    `pointer` is where the item stood in the body, for refusals. `aside` names rows that are only kept, and never become
+    current: they say nothing new, or came after what their sender has put in their place since.
     """
 
     entity: Entity | None = None
     relationships: tuple[Relationship, ...] = ()
     delete: bool = False
     pointer: str = ""
-    late: frozenset[str] = frozenset()
+    aside: frozenset[tuple[Kind, str]] = frozenset()
 
 
 class Cursor(Struct, frozen=True):
@@ -166,7 +166,8 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):  # holds no containers; 
         stamp: commit time in microseconds, strictly rising with seq; served as the time of the row.
         edit: edit time in microseconds, clamped when it arrived (PROTOCOL 6.4).
         timed: whether `edit` came from the version; a row without a time of its own loses ties.
-        rise: the edit time made strictly rising along the current rows of one id (what v1 shows as ``updated_at``).
+        rise: the edit time, made to rise along the current rows of one id by a microsecond a line at least (what v1
+            shows as ``updated_at`` is made of it).
         born: edit time of the first row of this id (what v1 shows as ``created_at``).
         hash: 32 bytes over kind and body (PROTOCOL 3.7).
         chain: 16 bytes over the chain before and `hash`.

@@ -156,7 +156,7 @@ def edges_before_entities(patch: pytest.MonkeyPatch) -> None:
         work = engine._Work(request, held, now, limits, policy)
         for change in request.changes:
             for index, edge in enumerate(change.relationships):
-                work.take_edge(edge, f"{change.pointer}/relationships/{index}", late=False)
+                work.take_edge(edge, f"{change.pointer}/relationships/{index}", aside=False)
         for refused in work.refused:
             work.ack("edge", refused.id, refused.version, "dup")
         work.refused.clear()

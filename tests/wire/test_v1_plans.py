@@ -301,8 +301,6 @@ def test_an_edit_that_is_based_on_nothing_overwrites_nothing_silently() -> None:
     V1Client(server, "maker").push(*(change(type_, record(type_, id_)) for type_, id_ in HOUSE))
     edited(server, "lamp", 5, {"zigbee": 1}, name="Theirs")
     client = V1Client(server, "stranger")
-    same = client.push(change("accessory", record("accessory", "lamp", 6, name="Theirs")))
-    assert (["lamp"], []) == (applied(same), same["conflicts"])
     answer = client.push(change("accessory", record("accessory", "lamp", 7, name="Mine")))
 
     assert ["lamp"] == applied(answer)
@@ -310,6 +308,20 @@ def test_an_edit_that_is_based_on_nothing_overwrites_nothing_silently() -> None:
     assert ("newer_on_server", "server_wins") == (conflict["reason"], conflict["resolution"])
     assert ("Mine", {"zigbee": 1}) == (server.current("lamp").name, content(server, "lamp"))
     assert 3 == len(server.held(Reads(history=("lamp",))).history["lamp"])
+
+
+def test_who_said_what_stands_is_known_to_hold_it() -> None:
+    server = Server()
+    V1Client(server, "maker").push(*(change(type_, record(type_, id_)) for type_, id_ in HOUSE))
+    edited(server, "lamp", 5, {"zigbee": 1}, name="Theirs")
+    client = V1Client(server, "stranger")
+    before = server.pull().head.digest
+    same = client.push(change("accessory", record("accessory", "lamp", 6, name="Theirs")))
+    assert (["lamp"], [], before) == (applied(same), same["conflicts"], server.pull().head.digest)
+    answer = client.push(change("accessory", record("accessory", "lamp", 7, name="Mine")))
+
+    assert (["lamp"], []) == (applied(answer), answer["conflicts"])
+    assert ("Mine", {"zigbee": 1}) == (server.current("lamp").name, content(server, "lamp"))
 
 
 def test_a_lost_edit_is_applied_and_told_with_the_record_that_stands() -> None:

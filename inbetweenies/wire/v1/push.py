@@ -26,6 +26,7 @@ from ...model import (
     SyncResponse,
     edit_time,
     format_time,
+    says_deleted,
 )
 from .codec import (
     ANONYMOUS,
@@ -54,6 +55,7 @@ from .lens import (
     nested_of,
     objects,
     record_of,
+    risen,
     says,
     token_of,
 )
@@ -71,9 +73,12 @@ class _Job(Struct, kw_only=True):
         seen_at: the seq that its `sync_id` names, 0 if that names none.
         version: of the row or the edges that it makes.
         held: that row, if it is stored already.
-        own: the rows that its client pushed since `seen_at` and before it, oldest edit first.
+        own: the rows that its client pushed since `seen_at` and before it, in the order in which it made them.
         said: what its client last said of a link in such a push.
         unsaid: links of which its client has said something else since.
+        first: the seq of the first row that its client pushed since `seen_at`, 0 if there is none.
+        settled: links that were dealt with when the same edit came before.
+        served: whether it is the record as it was served, and claims nothing.
     """
 
     index: int
@@ -86,6 +91,9 @@ class _Job(Struct, kw_only=True):
     own: tuple[Row, ...] = ()
     said: dict[str, str | None] = {}
     unsaid: frozenset[str] = frozenset()
+    first: int = 0
+    settled: frozenset[str] = frozenset()
+    served: bool = False
 
     @property
     def links(self) -> tuple[str, ...]:
@@ -97,16 +105,17 @@ class _Job(Struct, kw_only=True):
     def follows(self, row: Row) -> bool:
         """Whether it was made when its client had made `row` already, by the client's own clock, where both say so."""
         made = edit_time(row.version)
-        return made is None or self.item.edit is None or made <= self.item.edit
+        return made is None or self.item.edit is None or made < self.item.edit
 
     def basis(self, acked: int) -> int:
-        """The seq at which the record stood as its client knew it, apart from what it pushed itself.
+        """The seq at which its client knew the record, apart from what it pushed itself; 0 if it knew none.
 
-        Without a token it never pulled the record, so it goes by how that was when it first pushed it. A delete says
-        nothing of what was known, and what was acknowledged is the newest that can have been.
+        Without a token it never pulled the record: if it pushed it, that is all it knew, as the record stood when it
+        first did. A delete says nothing of what was known, and what was acknowledged is the newest that can have been.
         """
-        first = 0 if self.item.delete or not self.own else min(row.seq for row in self.own)
-        return self.seen_at or first or acked
+        if self.seen_at or self.item.delete or not self.first:
+            return self.seen_at or acked
+        return self.own[0].seq if self.own else 0
 
 
 def device_key(context: Context, client: str) -> str:
@@ -167,6 +176,7 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     graph = yield from read_above(ids, held.head)
     writer = _Writer(push.client, context.user)
     yield from _named(jobs, graph, writer)
+    yield from _settled(jobs, graph, context.graph)
     yield from _pushed(jobs, graph, writer, context.graph)
     graphs = yield from _graphs(jobs, graph, acked)
 
@@ -177,9 +187,10 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
         known = _known(job, graph, graphs.get(job.basis(acked)))
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
-        if made.change is not None:
-            changes.append(made.change)
-        turns[job.index] = _turn(job, made)
+        change = _aside(job, edit, known, made, draft)
+        if change is not None:
+            changes.append(change)
+        turns[job.index] = _turn(job, change, made.problem)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
 
@@ -277,13 +288,12 @@ def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> P
     held = yield Reads(history=tuple(rows), edge_history=wanted)
     for job in jobs:
         own = [row for row in held.history.get(job.entity_id, ()) if row.seq > job.seen_at and writer.owns(row)]
+        job.first = own[0].seq if own else 0
         job.own = tuple(_as_made(filter(job.follows, own)))
-        moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ())]
-        # Clients without a name own nothing; but what has the version of this job is this very edit.
-        moves = [row for row in moves if row.seq > job.seen_at and (writer.owns(row) or row.version == job.version)]
-        before = _as_made(filter(job.follows, moves))
-        job.said = {_link(row): None if row.deleted else row.to_id for row in before}
-        job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row))
+        moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ()) if writer.owns(row)]
+        moves = [row for row in moves if row.seq > job.seen_at]
+        job.said = {_link(row): None if row.deleted else row.to_id for row in _as_made(filter(job.follows, moves))}
+        job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
 
 
 def _as_made(rows: Iterable[Row]) -> list[Row]:
@@ -331,7 +341,12 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    base = job.own[-1] if job.own else before
+    own, said_links = job.own, job.said
+    if job.seen_at and then is not None and before is not None and job.item.edit == _shown(then, before, job.path):
+        # A person's edit would have set another time.
+        job.served = True
+        own, said_links = (), {}
+    base = own[-1] if own else before
     if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
         base = max(base, before, key=lambda row: row.seq)
@@ -341,8 +356,13 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if fields is not None and not job.path:
         seen = graph if then is None or before is None else then
         for link in SHAPES[job.item.type].links:
-            fields[link] = job.said[link] if link in job.said else link_of(seen, job.entity_id, link)
+            fields[link] = said_links[link] if link in said_links else link_of(seen, job.entity_id, link)
     return Known(fields=fields, base=base.entity(), named=named)
+
+
+def _shown(graph: Graph, row: Row, path: Path) -> int:
+    """The `updated_at` that a record had in a view."""
+    return row.rise if path else risen(graph, row)
 
 
 # --- up: versions -------------------------------------------------------------------------------------------------
@@ -380,6 +400,33 @@ def _alike(one: Item, other: Item) -> bool:
     return (one.type, one.id, one.delete, one.fields) == (other.type, other.id, other.delete, other.fields)
 
 
+def _settled(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
+    """Find the links that were dealt with when the same edit came before: made, or found to be no edit.
+
+    Only one whose target was not known then is still open. Others may have been moved on since.
+    """
+    wanted: dict[tuple[Kind, str, str], None] = {}
+    candidates: dict[int, list[tuple[Kind, str, str]]] = {}
+    for job in jobs:
+        ids = [edge.id for edge in graph.edges.get(job.entity_id, ())] if job.links else []
+        ids += [edge_id(name, job.entity_id, link) for link in job.links]
+        candidates[job.index] = [("edge", id_, job.version) for id_ in ids]
+        wanted.update(dict.fromkeys(candidates[job.index]))
+    if not wanted:
+        return
+    versions = (yield Reads(versions=tuple(wanted))).versions
+    for job in jobs:
+        made = [versions[key].relationship() for key in candidates[job.index] if key in versions]
+        ends = {None if says_deleted(edge.properties) else edge.to_entity_id for edge in made}
+        settled = {link for link in job.links if job.item.fields[link] in ends}
+        if job.held is not None:
+            targets = {link: job.item.fields[link] for link in job.links}
+            ids = [target for target in targets.values() if target is not None]
+            then = (yield Reads(entities=tuple(ids), as_of=job.held.seq)).entities if ids else {}
+            settled.update(link for link, target in targets.items() if target is None or target in then)
+        job.settled = frozenset(settled)
+
+
 # --- up: rows -----------------------------------------------------------------------------------------------------
 
 
@@ -405,9 +452,13 @@ def _coming(jobs: Iterable[_Job], graph: Graph) -> dict[str, tuple[str, str]]:
 
 def _made(job: _Job, known: Known, graph: Graph, draft: Draft, context: Context) -> tuple[Edit, Made]:
     edit = _edit(job, context)
-    if job.held is not None:
-        links = {key: value for key, value in job.item.fields.items() if key in LINKS}
-        edit = replace(edit, item=replace(job.item, fields=links))
+    if job.held is not None or job.settled:
+        left = {
+            key: value
+            for key, value in job.item.fields.items()
+            if key not in job.settled and (job.held is None or key in LINKS)
+        }
+        edit = replace(edit, item=replace(job.item, fields=left))
     made = Made()
     if job.held is None or (edit.item.fields and not edit.item.delete):
         made = apply(edit, known, graph, draft)
@@ -420,19 +471,45 @@ def _made(job: _Job, known: Known, graph: Graph, draft: Draft, context: Context)
             delete=job.item.delete and not job.path,
             pointer=job.item.pointer,
         )
-    if change is not None and job.unsaid:
-        late = frozenset(edge.id for link in job.unsaid for edge in made.moved.get(link, ()))
-        change = replace(change, late=late)
     return edit, replace(made, change=change)
 
 
-def _turn(job: _Job, made: Made) -> Turn:
+def _aside(job: _Job, edit: Edit, known: Known, made: Made, draft: Draft) -> Change | None:
+    """What of an edit is stored: what it changes, and what is only kept.
+
+    An edit that changes nothing is kept as a row too: if it came again after others had written, or its client's clock
+    was set back, nothing but that row would tell it from an edit that changes what they wrote.
+    """
+    change = made.change
+    if change is not None and job.unsaid:
+        late = {("edge", edge.id) for link in job.unsaid for edge in made.moved.get(link, ())}
+        change = replace(change, aside=frozenset(late))
+    base = draft.entities.get(edit.entity_id) or known.base
+    if made.problem is not None or job.served or job.item.edit is None or base is None:
+        return change
+    if (change is not None and change.entity is not None) or (says_deleted(base.content) and not job.item.delete):
+        return change
+    if base.version == edit.version:
+        return change  # the same item twice in one push
+    row = replace(
+        base,
+        version=edit.version,
+        user_id=edit.user,
+        parent_versions=(base.version,) if known.named else (),
+        checksum=None,
+        merged=UNSET,
+    )
+    change = change or Change(pointer=job.item.pointer)
+    return replace(change, entity=row, aside=change.aside | {("entity", row.id)})
+
+
+def _turn(job: _Job, change: Change | None, problem: Problem | None) -> Turn:
     sent: list[tuple[Kind, str, str]] = []
-    if made.change is not None:
-        if made.change.entity is not None:
-            sent.append(("entity", made.change.entity.id, made.change.entity.version))
-        sent += [("edge", edge.id, edge.version) for edge in made.change.relationships]
-    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem)
+    if change is not None:
+        if change.entity is not None:
+            sent.append(("entity", change.entity.id, change.entity.version))
+        sent += [("edge", edge.id, edge.version) for edge in change.relationships]
+    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=problem)
 
 
 # --- down ---------------------------------------------------------------------------------------------------------
