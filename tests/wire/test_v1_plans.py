@@ -1037,3 +1037,14 @@ def test_the_span_of_a_delta_is_all_that_a_quiet_read_costs() -> None:
     assert [Reads, Reads, Writes] == [type(each) for each in steps]
     assert steps[1] == Reads(span=Span(after=head.seq, upto=head.seq))
     assert steps[2] == Writes(device=("v1:t:phone", Device(served=head.seq, acked=head.seq, mark="ack 0001")))
+
+
+def test_a_move_that_does_not_say_when_it_was_made_is_made() -> None:
+    server = Server()
+    client = V1Client(server)
+    house(client)
+    client.push(change("home", record("home", "h2")))
+    moved = {"id": "r", "home_id": "h2"}
+
+    assert [["r"], ["r"]] == [applied(client.push(change("room", moved))) for _ in range(2)]
+    assert "h2" == client.records()["r"]["home_id"]
