@@ -407,12 +407,16 @@ class Item(Struct, frozen=True, kw_only=True):
 
 
 class Turn(Struct, frozen=True, kw_only=True):
-    """What `up` made of one item: the rows it sent, the version of the entity's among them, or why it sent less."""
+    """What `up` made of one item: the rows it sent, the version of the entity's among them, or why it sent less.
+
+    `lost` says that a link of it has been changed since by the client itself, so that it is only kept.
+    """
 
     sent: tuple[tuple[Kind, str, str], ...] = ()
     entity_id: str = ""
     version: str = ""
     problem: Problem | None = None
+    lost: bool = False
 
 
 class Push(Struct, kw_only=True):

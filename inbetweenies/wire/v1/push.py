@@ -190,7 +190,7 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
         change = _aside(job, edit, known, made, draft)
         if change is not None:
             changes.append(change)
-        turns[job.index] = _turn(job, change, made.problem)
+        turns[job.index] = _turn(job, change, made)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
 
@@ -292,7 +292,10 @@ def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> P
         job.own = tuple(_as_made(filter(job.follows, own)))
         moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ()) if writer.owns(row)]
         moves = [row for row in moves if row.seq > job.seen_at]
-        job.said = {_link(row): None if row.deleted else row.to_id for row in _as_made(filter(job.follows, moves))}
+        before = sorted(filter(job.follows, moves), key=lambda row: row.seq)
+        job.said = _ends(_as_made(before))
+        # As with `_last`: what came last and what was made last may be two, and this may be built on either.
+        job.said.update((link, end) for link, end in _ends(before).items() if end == job.item.fields.get(link))
         job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
 
 
@@ -311,8 +314,13 @@ def _as_made(rows: Iterable[Row]) -> list[Row]:
     return sorted(ordered, key=lambda row: made[row.seq])
 
 
+def _ends(edges: Iterable[Row]) -> dict[str, str | None]:
+    """What a client said last of each link with these edges."""
+    return {_link(edge): None if edge.deleted else edge.to_id for edge in edges}
+
+
 def _link(edge: Row) -> str:
-    """What a client said when it made an edge."""
+    """The link that a client changed when it made an edge."""
     return "bridge_id" if is_bridge(edge) else "home_id"
 
 
@@ -341,12 +349,12 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own, said_links = job.own, job.said
+    own, said_links = _last(job), job.said
     if job.seen_at and then is not None and before is not None and job.item.edit == _shown(then, before, job.path):
         # A person's edit would have set another time.
         job.served = True
-        own, said_links = (), {}
-    base = own[-1] if own else before
+        own, said_links = None, {}
+    base = own or before
     if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
         base = max(base, before, key=lambda row: row.seq)
@@ -358,6 +366,24 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
         for link in SHAPES[job.item.type].links:
             fields[link] = said_links[link] if link in said_links else link_of(seen, job.entity_id, link)
     return Known(fields=fields, base=base.entity(), named=named)
+
+
+def _last(job: _Job) -> Row | None:
+    """What the client of a job last pushed before it; None if nothing.
+
+    What came last and what was made last are two rows if one was late or the client's clock was set back. Which of
+    these it was cannot be told, but hardly anybody changes much at once: it is the one that the job is closer to.
+    """
+    if not job.own:
+        return None
+    made, came = job.own[-1], max(job.own, key=lambda row: row.seq)
+    return made if made is came else min(made, came, key=lambda row: _distance(job, row))
+
+
+def _distance(job: _Job, row: Row) -> int:
+    """How many fields a job has other than `row` shows."""
+    shown = fields_of(SHAPES[job.item.type], *said(row), job.path) or {}
+    return sum(shown.get(field) != value for field, value in job.item.fields.items() if field not in LINKS)
 
 
 def _shown(graph: Graph, row: Row, path: Path) -> int:
@@ -503,13 +529,15 @@ def _aside(job: _Job, edit: Edit, known: Known, made: Made, draft: Draft) -> Cha
     return replace(change, entity=row, aside=change.aside | {("entity", row.id)})
 
 
-def _turn(job: _Job, change: Change | None, problem: Problem | None) -> Turn:
+def _turn(job: _Job, change: Change | None, made: Made) -> Turn:
     sent: list[tuple[Kind, str, str]] = []
+    lost = False
     if change is not None:
         if change.entity is not None:
             sent.append(("entity", change.entity.id, change.entity.version))
         sent += [("edge", edge.id, edge.version) for edge in change.relationships]
-    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=problem)
+        lost = any(("edge", edge.id) in change.aside for edge in change.relationships)
+    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem, lost=lost)
 
 
 # --- down ---------------------------------------------------------------------------------------------------------
@@ -527,7 +555,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     contested = [
         (item, turn)
         for item, turn in zip(push.items, push.turns, strict=True)
-        if ("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost
+        if turn.lost
+        or (("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost)
     ]
     graph = None
     if contested:
