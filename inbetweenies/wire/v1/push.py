@@ -349,11 +349,8 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own, said_links = _last(job), job.said
-    if job.seen_at and then is not None and before is not None and job.item.edit == _shown(then, before, job.path):
-        # A person's edit would have set another time.
-        job.served = True
-        own, said_links = None, {}
+    job.served = bool(job.seen_at) and then is not None and before is not None and _is_served(job, then, before)
+    own, said_links = (None, {}) if job.served else (_last(job), job.said)
     base = own or before
     if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
@@ -386,9 +383,11 @@ def _distance(job: _Job, row: Row) -> int:
     return sum(shown.get(field) != value for field, value in job.item.fields.items() if field not in LINKS)
 
 
-def _shown(graph: Graph, row: Row, path: Path) -> int:
-    """The `updated_at` that a record had in a view."""
-    return row.rise if path else risen(graph, row)
+def _is_served(job: _Job, graph: Graph, row: Row) -> bool:
+    """Whether a job is the record as it was served; a person who changes something sets another time, or nearly so."""
+    if job.item.delete or job.item.edit != (row.rise if job.path else risen(graph, row)) or _distance(job, row):
+        return False
+    return all(job.item.fields[link] == link_of(graph, job.entity_id, link) for link in job.links)
 
 
 # --- up: versions -------------------------------------------------------------------------------------------------
