@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -210,8 +211,7 @@ class LocalStore:
         if self.path != ":memory:":
             file = Path(self.path)
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Made by us and not by SQLite, which would let others read it; its WAL takes over the mode.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(file)  # its WAL takes over the mode
         db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
             known = self._check(db)
@@ -286,6 +286,11 @@ class LocalStore:
             )
         if code == sqlite3.SQLITE_FULL:
             return StoreFull(f"expected room to write to {self.path}; the disk is full. Nothing was changed.")
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return StoreError(
+                f"expected to open {self.path} for reading and writing; the system does not let us. See what is there "
+                "and whose it is."
+            )
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return StoreCorrupt(
                 f"expected a store of Blowing-Off at {self.path}; got a file that is none, or a damaged one. Name "
@@ -339,7 +344,7 @@ class LocalStore:
             return
         lock = f"{self.path}.sync"
         with self._border():
-            os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(lock)
             gate = sqlite3.connect(lock, isolation_level=None, timeout=0, check_same_thread=False)
         with closing(gate):
             try:
@@ -780,6 +785,17 @@ class LocalStore:
         """The sum of the hashes of all rows that the server is known to hold as current (PROTOCOL 4.8)."""
         state = self.state()
         return 0 if state is None else state.digest
+
+
+#: Closing any descriptor of a file drops all POSIX locks that the process has on it: another process would take itself
+#: for the last one and remove a log that is written to here. So a file is made by one thread, and never opened again.
+_MAKING: Final = threading.Lock()
+
+
+def _make(file: str | Path) -> None:
+    """Make `file` if there is none. SQLite would let others read it."""
+    with _MAKING, suppress(FileExistsError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _whole(copy: Copy) -> _Whole:
