@@ -1,4 +1,4 @@
-"""The storms bite: bugs planted in a real server are found. For the long tests only; each takes some kills to be met."""
+"""The storms bite: bugs planted in real processes are found. For the long tests only: each takes some kills to meet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm.test_kill_server import Storm
+from tests.storm import test_kill_client, test_kill_server
+from tests.storm.processes import Server
 
 
 @pytest.mark.parametrize(
@@ -16,12 +17,33 @@ from tests.storm.test_kill_server import Storm
         ("commit_in_two", "statement", "half of a push is there"),
     ],
 )
-def test_a_planted_bug_is_found(bug: str, moment: str, told: str, tmp_path: Path) -> None:
-    storm = Storm(tmp_path, seed=2, bug=bug, moments=(moment,))
+def test_a_bug_planted_in_a_server_is_found(bug: str, moment: str, told: str, tmp_path: Path) -> None:
+    storm = test_kill_server.Storm(tmp_path, seed=2, bug=bug, moments=(moment,))
 
     def until_found() -> None:
         for _ in range(50):
             storm.kill()
+
+    with pytest.raises(AssertionError, match=told):
+        until_found()
+
+
+@pytest.mark.parametrize(
+    ("bug", "moment", "told"),
+    [
+        ("ack_by_id", "lines", "neither on the server nor waits"),
+        ("mark_after_row", "statement", "neither on the server nor waits"),
+        ("cursor_before_rows", "statement", "digest"),
+        ("told_before_stored", "lines", "said to be made is not here"),
+    ],
+)
+def test_a_bug_planted_in_a_client_is_found(bug: str, moment: str, told: str, tmp_path: Path) -> None:
+    def until_found() -> None:
+        with Server(tmp_path / "server.db") as server:
+            storm = test_kill_client.Storm(tmp_path, server, tmp_path / "server.db", seed=3, bug=bug)
+            for _ in range(30):
+                storm.kill((moment,))
+            storm.calm_down()
 
     with pytest.raises(AssertionError, match=told):
         until_found()

@@ -41,22 +41,22 @@ def replica(path: Path) -> Replica:
         meta = dict(all_("SELECT key, value FROM meta"))
     newest: dict[tuple[str, str], tuple[str, bytes]] = {}
     for kind, id_, version, hash_, quiet in marks:
-        assert (kind, id_, version, hash_) in copies
+        assert (kind, id_, version, hash_) in copies, "a mark of a row that is not here"
         if not quiet:
             newest[kind, id_] = (version, hash_)
     assert len(marks) == len({tuple(mark[:4]) for mark in marks})
     digest = 0
     theirs = set()
     for kind, id_, version, hash_, ours, ours_hash in pointers:
-        assert newest.pop((kind, id_), (None, None)) == (ours, ours_hash)
+        assert newest.pop((kind, id_), (None, None)) == (ours, ours_hash), "what is seen is not the newest mark"
         assert version is not None or ours is not None
         if version is not None:
-            assert (kind, id_, version, hash_) in copies
+            assert (kind, id_, version, hash_) in copies, "the server's row is not here"
             theirs.add((kind, id_, version))
             digest += int.from_bytes(hash_, "big")
     assert {} == newest
     state = json.loads(meta["state"])
-    assert digest % (1 << DIGEST_BITS) == state.get("digest", 0)
+    assert digest % (1 << DIGEST_BITS) == state.get("digest", 0), "the digest is not that of what is known"
     return Replica(
         own=frozenset((kind, id_, version) for (kind, id_, version, _), own in copies.items() if own),
         waiting=tuple((kind, id_, version) for kind, id_, version, *_ in marks),
