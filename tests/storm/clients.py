@@ -133,7 +133,9 @@ class Writer(ABC):
         """How much still waits for the server."""
 
 
-def _world() -> World:
+def world() -> World:
+    """What the models of clients ask for: true time, and nobody to tell of it."""
+
     def broken(law: str, what: str) -> NoReturn:
         raise AssertionError(f"law {law}: {what}")
 
@@ -188,7 +190,7 @@ class Deployed(_Model):
 
     def __init__(self, name: str, seed: int) -> None:
         super().__init__(name, seed)
-        self.client = DeployedV2(name, _world(), user=name, skew=0)
+        self.client = DeployedV2(name, world(), user=name, skew=0)
 
     def edit(self) -> None:
         mine = [self._entity(self.new(), "device") for _ in range(ROWS_PER_PUSH - 2)]
@@ -231,7 +233,7 @@ class Records(_Model):
 
     def __init__(self, name: str, seed: int) -> None:
         super().__init__(name, seed)
-        self.client = V1(name, _world(), user="local", skew=0)
+        self.client = V1(name, world(), user="local", skew=0)
         self.homes = 0
 
     def edit(self) -> None:

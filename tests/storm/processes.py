@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,12 @@ class Server(Process):
         line = self.line()
         assert line.startswith("listening on http://"), (line, self.errors())
         self.url = line.removeprefix("listening on ").strip()
+        self.path = path
+
+    def connect(self) -> socket.socket:
+        """A connection on which to say anything."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=GUARD_SECONDS)
 
 
 class Peer:
