@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm import test_kill_client, test_kill_server
+from tests.storm import test_concurrent, test_kill_client, test_kill_server
 from tests.storm.processes import Server
 
 
@@ -47,3 +47,11 @@ def test_a_bug_planted_in_a_client_is_found(bug: str, moment: str, told: str, tm
 
     with pytest.raises(AssertionError, match=told):
         until_found()
+
+
+@pytest.mark.parametrize(
+    ("bug", "told"), [("time_for_a_cursor", "a row was missed"), ("commit_in_two", "sees half of a push")]
+)
+def test_a_bug_planted_in_a_server_is_found_by_readers(bug: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=told):
+        test_concurrent.storm(tmp_path, 5_000, bug)
