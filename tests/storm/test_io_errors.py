@@ -87,6 +87,17 @@ REQUESTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a pull": (SYNC, sync(sync_type="delta", filters={"since": "2026-01-01T00:00:00"})),
 }
 
+PULL: Final = REQUESTS["a pull"]
+#: Many pages: where it is that storage fails can then be told apart.
+LARGE: Final = (
+    SYNC,
+    sync(
+        write(entity("big", at(50), content={"x": "y" * 50_000})),
+        *(write(entity(f"one-of-many-{n}", at(51), content={"n": "x" * 500})) for n in range(40)),
+        write(AFTER),
+    ),
+)
+
 
 def built(path: Path, *messages: dict[str, Any]) -> Path:
     """A file to which these were sent."""
@@ -98,11 +109,10 @@ def built(path: Path, *messages: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(path: Path) -> Path:
     """A file with a graph in which there is something to follow, to merge with and to lose against."""
     return built(
-        tmp_path_factory.mktemp("base") / "base.db",
+        path,
         sync(write(HOME), write(ROOM, IN_HOME), write(LAMP, IN_ROOM)),
         sync(write(OVER)),
         v1("request", last_sync=None)[1] | {"type": "sync_request"},
@@ -110,14 +120,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-class Served:
-    """The application over a copy of a file, with a clock that stands."""
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a file, to be copied."""
+    return home(tmp_path_factory.mktemp("base") / "base.db")
 
-    def __init__(self, base: Path, path: Path) -> None:
-        shutil.copy(base, path)
+
+class Served:
+    """The application over a copy of a file, or over the file that is there, with a clock that stands."""
+
+    def __init__(self, base: Path | None, path: Path, **options: Any) -> None:
+        if base is not None:
+            shutil.copy(base, path)
         v2._digests.clear()  # or the first of several equal runs would read more than the others
         self.path = path
-        self.store = SqliteStore(path, epochs=lambda: "0f" * 8, busy_timeout_ms=1)
+        self.store = SqliteStore(path, epochs=lambda: "0f" * 8, busy_timeout_ms=1, **options)
         router = ProtocolFallback(self.store, clock=lambda: NOW + 100 * SECOND)
         self.app = app(router=router, auth=False)
 
