@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -201,8 +202,15 @@ class LocalStore:
         self.path = str(path)
         self._depth = 0
         self._syncing = False
+        self._connection: sqlite3.Connection | None = None
         with self._border():
-            self._db = self._open()
+            self._connection = self._open()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
 
     # --- opening --------------------------------------------------------------------------------------------------
 
@@ -210,8 +218,7 @@ class LocalStore:
         if self.path != ":memory:":
             file = Path(self.path)
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Made by us and not by SQLite, which would let others read it; its WAL takes over the mode.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(file)  # its WAL takes over the mode
         db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
             known = self._check(db)
@@ -247,22 +254,19 @@ class LocalStore:
         return True
 
     def _create(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if not self._check(db):  # another process may have been faster
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
+        db.execute("BEGIN IMMEDIATE")  # closing rolls back
+        if not self._check(db):  # another process may have been faster
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
+        db.execute("COMMIT")
 
     def close(self) -> None:
         """Let go of the file. What was written is safe already."""
         with self._border():
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
@@ -273,19 +277,26 @@ class LocalStore:
             yield
         except sqlite3.Error as error:
             raise self._told(error) from error
+        except MemoryError as error:  # SQLite's NOMEM comes as this, not as an error of its own
+            raise StoreError(f"expected memory to use {self.path}; there is none left.") from error
         except OSError as error:
             raise StoreError(
                 f"expected to open {self.path} for reading and writing; the system says: {error.strerror}"
             ) from error
 
     def _told(self, error: sqlite3.Error) -> StoreError:
-        code = (error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0) & 0xFF
+        code = _code(error)
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(
                 f"expected to write to {self.path} within {BUSY_TIMEOUT_S:g} s; another process holds it. Try again."
             )
         if code == sqlite3.SQLITE_FULL:
             return StoreFull(f"expected room to write to {self.path}; the disk is full. Nothing was changed.")
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return StoreError(
+                f"expected to open {self.path} for reading and writing; the system does not let us. See what is there "
+                "and whose it is."
+            )
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return StoreCorrupt(
                 f"expected a store of Blowing-Off at {self.path}; got a file that is none, or a damaged one. Name "
@@ -304,17 +315,29 @@ class LocalStore:
                 self._depth -= 1
             return
         with self._border():
-            self._db.execute("BEGIN IMMEDIATE")
+            db = self._db
             self._depth = 1
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                    self._db.execute("ROLLBACK")
+                db.execute("COMMIT")
+            except BaseException as error:
+                self._undo(db, doubtful=_code(error) == sqlite3.SQLITE_IOERR)
                 raise
             finally:
                 self._depth = 0
+
+    def _undo(self, db: sqlite3.Connection, *, doubtful: bool) -> None:
+        """Roll back. After an I/O error a connection must not be trusted, nor its fsync be tried again."""
+        try:
+            if db.in_transaction:  # SQLite may have rolled back by itself
+                db.execute("ROLLBACK")
+        except (sqlite3.Error, MemoryError):
+            doubtful = True
+        if doubtful and self.path != ":memory:":
+            self._connection = None  # the next call opens another one
+            with suppress(sqlite3.Error):
+                db.close()
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -339,12 +362,13 @@ class LocalStore:
             return
         lock = f"{self.path}.sync"
         with self._border():
-            os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+            _make(lock)
             gate = sqlite3.connect(lock, isolation_level=None, timeout=0, check_same_thread=False)
         with closing(gate):
             try:
-                gate.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:
+                with self._border():
+                    gate.execute("BEGIN EXCLUSIVE")
+            except StoreBusy:
                 raise running from None
             self._syncing = True
             try:
@@ -780,6 +804,22 @@ class LocalStore:
         """The sum of the hashes of all rows that the server is known to hold as current (PROTOCOL 4.8)."""
         state = self.state()
         return 0 if state is None else state.digest
+
+
+#: Closing any descriptor of a file drops all POSIX locks that the process has on it: another process would take itself
+#: for the last one and remove a log that is written to here. So a file is made by one thread, and never opened again.
+_MAKING: Final = threading.Lock()
+
+
+def _make(file: str | Path) -> None:
+    """Make `file` if there is none. SQLite would let others read it."""
+    with _MAKING, suppress(FileExistsError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's primary code of an error; 0 if it is none of SQLite's own."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _whole(copy: Copy) -> _Whole:

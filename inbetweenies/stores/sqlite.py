@@ -364,7 +364,12 @@ def _is_new(connection: sqlite3.Connection) -> bool:
 
 
 def _close(connection: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):  # nothing is lost: what was committed is on the disk
+    # Nothing is lost: what was committed is on the disk.
+    with suppress(sqlite3.Error, MemoryError):
+        if connection.in_transaction:
+            # A cursor that the traceback of an error still holds would keep the connection open, and its lock taken.
+            connection.execute("ROLLBACK")
+    with suppress(sqlite3.Error):
         connection.close()
 
 
