@@ -45,8 +45,6 @@ class Story:
         self._told: dict[int, int] = {}
         #: Of each entity the version that the recorded server last told to be current, and the one that ours did.
         self._current: dict[str, tuple[str, str]] = {}
-        #: What ours has told so far: (id, version).
-        self._known: set[tuple[str, str]] = set()
 
     def push(self, path: str, body: Body) -> Body:
         """Send a message that was not recorded, its times moved like those of the recordings."""
@@ -128,7 +126,6 @@ class Story:
             self._told[micros] = _micros(now["server_time"])
         if "applied_relationships" in recorded and "applied_relationships" in now:
             versions = _versions(now)
-            self._known.update(versions.items())
             for id_, version in _versions(then).items():
                 if id_ in versions:
                     self._current[id_] = (version, versions[id_])
@@ -177,12 +174,7 @@ class Story:
             if rest:
                 yield "rest", f"not told: {sorted(rest)}"
                 theirs = {id_: change for id_, change in theirs.items() if id_ not in rest}
-        again = set()
-        if _is_cut(filters.get("since")):
-            again = {id_ for id_, version in _versions(now).items() if (id_, version) in self._known}
-        yield from _compare_ids(
-            recording, theirs, {id_: mine[id_] for id_ in mine if id_ in theirs or id_ not in again}
-        )
+        yield from _compare_ids(recording, theirs, mine)
         for id_ in theirs.keys() & mine.keys():
             yield from _compare_entities(theirs[id_], mine[id_])
         if any(change["relationships"] for change in now["changes"]):
@@ -201,12 +193,6 @@ def _micros(text: str) -> int:
 def _server_time(answer: Any) -> list[int]:
     told = answer.get("server_time") if isinstance(answer, dict) else None
     return [_micros(told)] if told else []
-
-
-def _is_cut(since: Any) -> bool:
-    """Whether this is a time that a client cut to milliseconds: it is told again what came within the last of them."""
-    found = _TIME.fullmatch(since) if isinstance(since, str) else None
-    return found is not None and len(found[1] or "") == 4
 
 
 def _like(text: str, micros: int) -> str:
