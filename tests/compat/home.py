@@ -22,7 +22,7 @@ from inbetweenies.testing.fleet_clients import Body, Done, World
 from inbetweenies.testing.fleet_laws import Ledger, Pushed
 from tests.compat.peers import BlowingOff, HomeKitV1, KittenKongApp, Peer
 from tests.server.calls import SYNC, sync
-from tests.support import SECOND, Server
+from tests.support import SECOND, Server, run
 
 AnyPeer = TypeVar("AnyPeer", bound=Peer)
 
@@ -150,10 +150,12 @@ class Home:
     def _check_laws(self, graph: Iterable[Body]) -> None:
         """The log on disk is whole, and holds every row for which a client has stopped waiting."""
         done = [(peer.name, _as_stored(each)) for peer in self.peers for each in peer.done]
-        ledger = Ledger(lambda reads: Server(SqliteStore(self.db)).held(reads, self.graph), broken)
-        ledger.head = replace(ledger.head, seq=0, chain=bytes(16), stamp=0, digest=0)
         rows: list[Entity | Relationship] = [msgspec.convert(row, Entity) for row in map(_raw, graph)]
+        store = SqliteStore(self.db)
+        ledger = Ledger(lambda reads: Server(store).held(reads, self.graph), broken)
+        ledger.head = replace(ledger.head, seq=0, chain=bytes(16), stamp=0, digest=0)
         ledger.follow(Pushed(rows=(*rows, *(each.row for _, each in done if isinstance(each, Done)))))
+        run(store.close())
         assert ledger.rows
         for who, each in done:
             ledger.check_done(who, each)

@@ -173,3 +173,13 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
     },
     "v2": {},
 }
+
+#: What the deployed servers have beside that, and no deployed client calls when it syncs: it gets a 404 as well.
+ABSENT: Final = {
+    ("POST", "/api/v1/auth/refresh"): "no client asks for it when its token has expired; each logs in when it starts",
+    ("POST", "/api/v1/auth/guest/verify"): "KittenKong sends a field that the deployed server refuses, too",
+    ("POST", "/api/v1/auth/guest/generate-qr"): "guests are invited with `inbetweenies token create`",
+    ("GET", "/api/v1/auth/guest/list"): "see `inbetweenies token list`",
+    ("POST", "/api/v1/auth/guest/revoke"): "see `inbetweenies token revoke`",
+    ("GET", "/api/v1/sync/changes"): _NO_ENDPOINT,
+}

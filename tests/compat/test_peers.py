@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.compat import reasons
 from tests.compat.home import Home
 from tests.compat.peers import Peer, Result
 from tests.server.calls import GUARD_SECONDS, SYNC, running
@@ -53,6 +54,13 @@ def home(site: Site) -> Home:
 def ok(*peers: Peer) -> None:
     for peer in peers:
         assert Result(True) == peer.sync()
+
+
+@pytest.mark.parametrize(("method", "path"), reasons.ABSENT)
+def test_what_no_sync_needs_is_said_not_to_be_here(home: Home, method: str, path: str) -> None:
+    response = home.http.request(method, path, json={}, headers={"Authorization": f"Bearer {home.token}"})
+
+    assert (404, "Not Found") == (response.status_code, response.json()["detail"])
 
 
 async def test_all_four_edit_one_home_and_end_with_the_same(site: Site) -> None:
@@ -101,6 +109,11 @@ async def test_all_four_edit_one_home_and_end_with_the_same(site: Site) -> None:
         assert {"Loft", "Attic"} == {row["name"] for row in home.versions("attic")}
         assert {"Cat flap", "From a tool", "Cabin", "Sauna", "Stove"} <= set(home.names().values())
         assert ("accessory", "hub") not in phone.records
+
+        # An edge alone: deployed clients are told what it leaves, of which KittenKong makes a note if it is null.
+        await ours.link("lamp", "home", "monitors")
+        await home.settle()
+
         assert "home-1795397460.25" == phone.records["room", "room-1795397461.5"]["home_id"]
 
 
@@ -272,7 +285,7 @@ async def test_a_delete_reaches_everybody_whoever_makes_it(home: Home) -> None:
     old, cat, phone = home.blowing_off(), home.kittenkong(), home.phone()
     async with home.modern() as ours:
         await ours.add("home", "Villa", id="home")
-        for id_ in ("a", "b", "c"):
+        for id_ in ("a", "b", "c", "d"):
             await ours.add("room", id_, id=id_)
         await ours.sync()
         ok(old, cat, phone)
@@ -286,12 +299,13 @@ async def test_a_delete_reaches_everybody_whoever_makes_it(home: Home) -> None:
         await home.settle()
 
         assert b'"applied":[]' in told
-        assert {"home": "Villa"} == home.names()
-        assert {("home", "home")} == phone.records.keys()
+        assert {"home": "Villa", "d": "d"} == home.names()
+        assert {("home", "home"), ("room", "d")} == phone.records.keys()
         # Of the three it is told that they are gone, by both of the signs that deployed clients look for.
-        gone = [change for change in home.ask()["changes"] if change["entity"]["id"] != "home"]
+        gone = [change for change in home.ask()["changes"] if change["entity"]["id"] in ("a", "b", "c")]
         assert [("delete", True)] * 3 == [(each["change_type"], each["entity"]["content"]["deleted"]) for each in gone]
 
+        await ours.delete("d")
         await ours.delete("home")
         await home.settle()
 
@@ -309,6 +323,18 @@ async def test_a_pull_that_writes_over_an_edit_does_not_take_it_from_the_push(ho
 
     assert [1, 0] == [len(peer.answers["push"]["conflicts"]) for peer in (old, other)]
     assert {"Lamp", "Mine", "Theirs"} == {row["name"] for row in home.versions("lamp")}
+    await home.settle()
+
+
+async def test_of_two_who_make_the_same_thing_the_later_one_wins_and_the_other_is_kept(home: Home) -> None:
+    old, other = home.blowing_off(), home.blowing_off("other")
+    old.write("lamp", "device", "Mine")
+    other.write("lamp", "device", "Theirs")
+    ok(other, old)
+
+    assert [("lamp", "Theirs")] == [*home.names().items()]
+    assert ["lamp"] == [conflict["entity_id"] for conflict in old.answers["push"]["conflicts"]]
+    assert ["Theirs", "Mine"] == [row["name"] for row in home.versions("lamp")]
     await home.settle()
 
 
