@@ -51,6 +51,7 @@ from .model import (
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
 NOTHING: Final = Head(epoch="")
+MILLISECOND: Final = 1_000  # in microseconds
 
 
 class Decision(Struct, frozen=True, kw_only=True):
@@ -206,7 +207,7 @@ def decide(
     """PROTOCOL 4.4 to 4.7 and 6: what becomes of every pushed item, as one commit.
 
     `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's
-    clock in microseconds; it is only ever used through `max(now, last stamp + 1)`.
+    clock in microseconds; for stamps it is only used where it is ahead of the last one.
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
@@ -230,6 +231,8 @@ class _Work:
         self.policy = policy
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
+        # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
+        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.seq else TIME_MIN
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
         self.current.update({("edge", id_): row for id_, row in held.edges.items()})
         self.versions = dict(held.versions)
@@ -461,7 +464,7 @@ class _Work:
         self.seq += 1
         # The wall clock may stand still or step back; stamps never do. Between two commits they leave one out, so that
         # stamp less seq is one number for the rows of a commit, and greater in the next.
-        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2))
+        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2), self.earliest)
         self.chain = next_chain(self.chain, hash_)
         before = self.current.get((kind, id_))
         row = Row(

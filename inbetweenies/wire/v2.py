@@ -7,6 +7,7 @@ deployed peers do not know are additive, and where an answer changes shape for t
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
@@ -45,6 +46,9 @@ from . import Negotiation
 NAME: Final = "inbetweenies-v2"
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
 PATH: Final = "/api/v1/sync/"
+
+#: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
+_CUT: Final = re.compile(r".*\.[0-9]{3}Z", re.ASCII)
 
 SyncType = Literal["full", "delta", "entities", "relationships"]
 ChangeType = Literal["create", "update", "delete"]
@@ -428,11 +432,15 @@ class V2:
         return bool(message.changes)
 
     def up(self, message: Request, context: Context, limits: Limits) -> Plan[SyncRequest]:
-        """PROTOCOL 9.1: a request says all by itself; nothing needs to be read."""
-        yield from ()
+        """PROTOCOL 9.1: a request says all by itself, but for a time that was cut."""
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
+        since = _since(filters.since)
+        if since is not None and isinstance(filters.since, str) and _CUT.fullmatch(filters.since):
+            # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing came later in
+            # it (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
+            since = max(since, min(since + 999, (yield Reads()).head.stamp))
         return SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
@@ -440,7 +448,7 @@ class V2:
             full=message.sync_type != "delta",
             cursor=cursor,
             after=after,
-            since=_since(filters.since),
+            since=since,
             features=features,
             page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
