@@ -120,7 +120,7 @@ def reads(request: SyncRequest) -> Reads:
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
         chains=(request.cursor.seq,) if request.cursor else (),
-        stamp=request.since,
+        stamp=None if request.since is None else request.since + request.since_span,
         device=request.device,
     )
 

@@ -100,10 +100,11 @@ class Cursor(Struct, frozen=True):
 class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
-    `since` is in microseconds; `after` is a bare sequence number; `cursor` is provable; none of them, with `full`
-    false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
-    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
-    that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
+    `since` is in microseconds, and stands for all up to `since_span` later; `after` is a bare sequence number; `cursor`
+    is provable; none of them, with `full` false, is a delta from the position the server remembers for `device`.
+    `paging` is whether the peer understands pages. `features` non-empty means that additive fields are understood.
+    `ack` confirms the last answer: text that sorts after that of the ack before it, so that an old one that was held up
+    confirms nothing.
     """
 
     device: str
@@ -114,6 +115,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     cursor: Cursor | None = None
     after: int | None = None
     since: int | None = None
+    since_span: int = 0
     features: frozenset[str] = frozenset()
     page_rows: int | None = None
     entity_types: frozenset[str] | None = None

@@ -432,15 +432,14 @@ class V2:
         return bool(message.changes)
 
     def up(self, message: Request, context: Context, limits: Limits) -> Plan[SyncRequest]:
-        """PROTOCOL 9.1: a request says all by itself, but for a time that was cut."""
+        """PROTOCOL 9.1: a request says all by itself; nothing needs to be read."""
+        yield from ()
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
-        since = _since(filters.since)
-        if since is not None and isinstance(filters.since, str) and _CUT.fullmatch(filters.since):
-            # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing came later in
-            # it (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
-            since = max(since, min(since + 999, (yield Reads()).head.stamp))
+        # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing comes later in it
+        # (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
+        cut = isinstance(filters.since, str) and _CUT.fullmatch(filters.since)
         return SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
@@ -448,7 +447,8 @@ class V2:
             full=message.sync_type != "delta",
             cursor=cursor,
             after=after,
-            since=since,
+            since=_since(filters.since),
+            since_span=999 if cut else 0,
             features=features,
             page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),

@@ -128,7 +128,10 @@ V1: Final[Reasons] = {
     "28-push-update-user": {"applied": _TAKEN, "conflicts": _TAKEN},
     "29-push-delete-accessory": {"applied": _DELETED},
     "30-push-delete-user": {"applied": _DELETED},
-    "31-push-delete-room": {"applied": _DELETED},
+    "31-push-delete-room": {
+        "applied": _DELETED,
+        "conflicts": "its client knows its own last edit (24), not the merge that this became part of; the delete wins",
+    },
     "32-push-delete-home": {"applied": _DELETED},
     "33-push-delete-unknown-id": {"applied": _DELETED},
     "34-request-after-delete": {"home_id": _NO_HOME, "operation": _DELETED, "updated_at": _RISES},
