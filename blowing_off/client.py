@@ -80,12 +80,15 @@ VERSIONS_PATH: Final = "/api/v1/graph/entities/{}/versions"
 
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
 HISTORY_S: Final = 5.0  # how long a person waits for what may be more, when much is there already
+RESYNCS_MAX: Final = 3  # of one sync: a server is set back once, maybe twice while it is asked; not by every question
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
 LABEL_BYTES_MAX: Final = 256  # user and device: a row version holds the user and has an end itself
 CHUNK: Final = 100  # marks read at a time
 #: What an answer may be, larger than a request: a deployed server tells its whole graph at once.
 ANSWER_LIMITS: Final = Limits(body_bytes_max=256 * 2**20, nodes_max=2**22)
 ROW_LIMITS: Final = Limits()
+#: What a row may hold: around the properties of an edge a message puts five levels, and the other fields.
+CONTENT_LIMITS: Final = Limits(depth_max=ROW_LIMITS.depth_max - 5, nodes_max=ROW_LIMITS.nodes_max - 64)
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
 _DEPLOYED_EDGES: Final = frozenset(
@@ -100,6 +103,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "too_many_parents": "Add it anew; give this one up.",
     "unknown_endpoint": "It is sent again by itself; if it stays, link what is there now and give this one up.",
     "not_acknowledged": "It is sent again by itself; if it is an edge, one of its ends may not be there yet.",
+    "too_much_at_once": "It is sent again by itself, in a message with less in it.",
     "unknown_type_there": "It is sent by itself once the server is updated; or give it a type that the server knows.",
     "v1_cannot_carry": "It is sent by itself once the server speaks a newer version.",
 }
@@ -729,7 +733,7 @@ class _Sync:
         self.unblocked = False  # something was acknowledged since they were sent last
         self.refused: dict[_Whole, RefusedItem] = {}
         self.conflicts: list[Conflict] = []
-        self.pushed = self.pulled = self.messages = self.poison = self.restarts = 0
+        self.pushed = self.pulled = self.messages = self.poison = self.restarts = self.resyncs = 0
         self.healed = False
         self.complete = True
         self.edges_read = False
@@ -797,6 +801,10 @@ class _Sync:
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
+        self.resyncs += answer.resync
+        if self.resyncs > RESYNCS_MAX:
+            self.complete = False
+            return False
         if absorbed.healed:
             self.healed = True
             return True
@@ -910,7 +918,7 @@ class _Sync:
     def _set_aside(self, item: Pending, note: RefusedItem) -> None:
         self.held.add(_whole(item))
         self.refused[_whole(item)] = note
-        if note.code in ("unknown_endpoint", "not_acknowledged"):
+        if note.code in ("unknown_endpoint", "not_acknowledged", "too_much_at_once"):
             self.waiting.add(_whole(item))
 
     async def _drained(self) -> bool:
@@ -1158,7 +1166,7 @@ def _json(value: Mapping[str, Any]) -> Raw:
     if not value:
         return EMPTY
     try:
-        text = canonical(dict(value))
+        text = canonical(dict(value), limits=CONTENT_LIMITS)
         # What a server would make of it, or the two would hold different rows under one version.
         again = canonical(_parse(text), trusted=True)
     except RemoteProtocolError as error:

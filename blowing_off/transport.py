@@ -350,7 +350,9 @@ class HttpTransport:
             async with asyncio.timeout_at(deadline):
                 for tried in range(1, self._tries_max + 1):
                     try:
-                        return await self._again_if_stale(method, path, body, where)
+                        # What was tried just now and failed has closed its connection, so the next is new anyway.
+                        once = self._again_if_stale if tried == 1 else self._once
+                        return await once(method, path, body, where)
                     except (Unreachable, Refused) as error:
                         failed = error
                         wait = self._wait(error, tried)

@@ -310,6 +310,7 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
 
     `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
     that a later page follows. `resync` says that the peer's cursor was not of this log, so that `rows` start anew.
+    `open` names in full the ids of which something was refused, which `refused` may name in short.
     """
 
     head: Head
@@ -321,6 +322,7 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     resync: bool = False
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
+    open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
 
 

@@ -273,6 +273,7 @@ class _DictHandler:
 
 
 _any = msgspec.json.Decoder(dict[str, Any])
+_value = msgspec.json.Decoder(Any)
 
 
 def _requested(peek: _Peek, header: str | None) -> str | None:
@@ -287,7 +288,8 @@ def _requested(peek: _Peek, header: str | None) -> str | None:
                 got=f"{len(raw)} bytes",
                 retry="never",
             )
-        named = check_name(_decode(raw))
+        # The decoder skips over what it hands out raw, so a number that no double can hold is only found now.
+        named = check_name(checked_decode(_value, raw))
     if header is not None:
         check_name(header)
         if named is not None and named != header:
@@ -307,7 +309,7 @@ def _carries_changes(peek: _Peek) -> bool:
 def _offer(peek: _Peek) -> tuple[str, ...] | None:
     if isinstance(peek.supported_versions, UnsetType):
         return None
-    listed = checked_decode(_list, bytes(peek.supported_versions))
+    listed = checked_decode(_value, bytes(peek.supported_versions))
     if not isinstance(listed, list) or len(listed) > 64:
         got = f"an array of {len(listed)}" if isinstance(listed, list) else json_type(listed)
         raise VersionRefused(
@@ -318,9 +320,6 @@ def _offer(peek: _Peek) -> tuple[str, ...] | None:
             retry="never",
         )
     return tuple(check_name(name) for name in listed)
-
-
-_list = msgspec.json.Decoder(Any)
 
 
 def _negotiation(choice: Choice, registry: Registry) -> Negotiation | UnsetType:

@@ -166,8 +166,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._field_bytes > self.bounds.header_bytes_max or len(self.headers) > self.bounds.headers_max:
             self._refuse_headers()
+        elif not self._unambiguous():
+            expected = "HTTP/1.1 with one Host and no transfer coding but chunked, or HTTP/1.0 without any"
+            self._refuse(400, "malformed_request", expected, "something else")
         if not self._over:
             super().on_headers_complete()
+
+    def _unambiguous(self) -> bool:
+        """RFC 9112 3.2, 6.1: whether every parser on the way reads the same in this head. Ours lets more pass."""
+        version = self.parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if version == "1.1":
+            return hosts == 1 and codings in ([], [b"chunked"])
+        return version == "1.0" and hosts < 2 and not codings
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..errors import RemoteProtocolError, clip
+from ..errors import RemoteProtocolError
 from ..limits import Limits, canonical, checked_decode
 from ..model import (
     SEQ_MAX,
@@ -29,6 +29,7 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Outcome,
     Plan,
     Reads,
     Refused,
@@ -164,7 +165,7 @@ class AckOut(Struct, kw_only=True):
     kind: Literal["entity", "edge"]
     id: str
     version: str
-    outcome: str
+    outcome: Outcome
     head: str | None = None
 
 
@@ -320,6 +321,18 @@ def _changes(changes: Iterable[ChangeIn], user: str) -> tuple[Change, ...]:
     )
 
 
+def _check_label(name: str, label: str, limits: Limits) -> None:
+    """PROTOCOL 7.5: any text is a label. A server remembers its devices by them, so they are no longer than ids."""
+    size = len(label.encode())
+    if size > limits.id_bytes_max:
+        raise RemoteProtocolError(
+            code="malformed_body",
+            expected=f"at most {limits.id_bytes_max} bytes",
+            got=f"a string of {size} bytes",
+            pointer=f"/{name}",
+        )
+
+
 def _since(value: str | int | float | None) -> int | None:
     """PROTOCOL 9.1: microseconds; numbers are unix seconds, or milliseconds when they are too large for that."""
     if value is None:
@@ -336,8 +349,10 @@ def _since(value: str | int | float | None) -> int | None:
 
 
 def _unix(value: float) -> int | None:
+    if abs(value) >= 2.6e14:
+        return None  # before it is divided: an integer of 400 digits is more than a float can be
     seconds = value / 1000 if abs(value) > 2e10 else value
-    return int(seconds * 1_000_000) if abs(seconds) < 2.6e11 else None
+    return int(seconds * 1_000_000)
 
 
 def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None]:
@@ -424,9 +439,10 @@ class V2:
 
     def decode(self, body: bytes, *, path: str = "", strict: bool = False, limits: Limits) -> Request:
         """PROTOCOL 9.1. The path tells nothing in this version."""
-        if strict:
-            return checked_decode(_strict, body)
-        return checked_decode(_request, body)
+        request = checked_decode(_strict, body) if strict else checked_decode(_request, body)
+        _check_label("device_id", request.device_id, limits)
+        _check_label("user_id", request.user_id, limits)
+        return request
 
     def writes(self, message: Request) -> bool:
         return bool(message.changes)
@@ -466,9 +482,9 @@ class V2:
         """PROTOCOL 9.5."""
         modern = bool(message.features)
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
-        open_ = {refused.id for refused in response.refused}
-        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and clip(ack.id) not in open_)
-        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and clip(ack.id) not in open_)
+        done = [ack for ack in response.acks if (ack.kind, ack.id) not in response.open]
+        applied = dict.fromkeys(ack.id for ack in done if ack.kind == "entity")
+        edges = dict.fromkeys(ack.id for ack in done if ack.kind == "edge")
         digest = None if modern else (yield from _state_digest(response))
         return _encode(
             Response(

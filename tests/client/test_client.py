@@ -256,6 +256,21 @@ async def test_what_is_not_here_cannot_be_changed(ann: BlowingOffClient) -> None
     assert await ann.get("nobody") is None
 
 
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"x": value}
+    return value
+
+
+async def test_what_is_nested_as_deep_as_may_be_is_taken_by_the_server(home: Home, ann: BlowingOffClient) -> None:
+    lamp, room = await ann.add("device", "Lamp", nested(59)), await ann.add("room", "Hall")
+    await ann.link(lamp.id, room.id, "located_in", nested(59))
+    report = await ann.sync()
+
+    assert (3, 0, True) == (report.pushed, report.pending, report.equal)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -270,8 +285,10 @@ async def test_what_is_not_here_cannot_be_changed(ann: BlowingOffClient) -> None
         ({"id": "x" * 1025}, "1 to 1024 bytes"),
         ({"entity_type": ""}, "entity_type: expected"),
         ({"content": {"x": "y" * (8 * 2**20)}}, "8388608 bytes in one row"),
+        ({"content": nested(60)}, "nesting of at most 59"),
+        ({"content": {"x": [0] * 2**20}}, "at most 1048512 nodes"),
     ],
-    ids="nan set key int surrogate name no-id control long-id no-type large".split(),
+    ids="nan set key int surrogate name no-id control long-id no-type large deep many".split(),
 )
 async def test_what_no_server_would_store_is_not_stored_here(
     ann: BlowingOffClient, fields: dict[str, Any], text: str
@@ -467,6 +484,22 @@ async def test_an_edge_waits_for_the_row_at_its_end(home: Home, ann: BlowingOffC
     report = await ann.sync()
 
     assert (4, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
+
+
+async def test_what_is_too_much_at_once_is_sent_again_until_all_is_taken() -> None:
+    home = Home(limits=Limits(handled_bytes_max=1))
+    ann, bob = client_of(home, "ann"), client_of(home, "bob", clock=Clock(NOW + SECOND))
+    lamps = [await ann.add("device", f"Lamp {n}") for n in range(5)]
+    await ann.sync()
+    await bob.sync()
+    for lamp in lamps:
+        await ann.change(lamp.id, patch={"on": True})
+        await bob.change(lamp.id, patch={"level": 3})
+    await ann.sync()
+    report = await bob.sync()
+
+    assert (5, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
+    assert {b'{"level":3,"on":true}'} == {bytes(lamp.content) for lamp in await bob.find()}
 
 
 # --- what goes wrong on the way -----------------------------------------------------------------------------------

@@ -283,6 +283,16 @@ def test_a_header_must_agree_with_the_body(header: str, code: str | None) -> Non
     assert code == msgspec.json.decode(reply.body).get("code")
 
 
+@pytest.mark.parametrize("named", [b"1E400", b'"\\ud800"', b'["\\ud800"]', b"9" * 200])
+@pytest.mark.parametrize("key", [b"protocol_version", b"supported_versions"])
+def test_a_version_that_the_decoder_only_finds_wrong_when_it_looks_again_is_refused(key: bytes, named: bytes) -> None:
+    body = b'{"protocol_version":"inbetweenies-v7","%s":%s}' % (key, named)
+    reply = run(Peer().fallback.handle(body, context=CONTEXT))
+
+    assert 400 == reply.status
+    assert msgspec.json.decode(reply.body)["code"] in ("malformed_body", "malformed_version")
+
+
 def test_a_header_alone_names_the_version() -> None:
     body = dict(V2_READ)
     del body["protocol_version"]

@@ -28,11 +28,15 @@ LINK = edge("e", LAMP, HALL)
 
 
 def up(**fields: Any) -> SyncRequest:
-    plan = v2.WIRE.up(v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS), Context(user="u"), LIMITS)
+    plan = v2.WIRE.up(decoded(**fields), Context(user="u"), LIMITS)
     with pytest.raises(StopIteration) as done:
         next(plan)
     request: SyncRequest = done.value.value
     return request
+
+
+def decoded(**fields: Any) -> Any:
+    return v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS)
 
 
 class Peer:
@@ -85,7 +89,9 @@ def test_a_watermark_that_was_cut_to_milliseconds_is_told_what_came_later_and_no
     ]
 
 
-@pytest.mark.parametrize("since", ["yesterday", 1e18, -1e300])
+@pytest.mark.parametrize(
+    "since", ["yesterday", 1e18, -1e300, 10**400, -(10**400)], ids=["word", "far", "past", "long", "lower"]
+)
 def test_a_watermark_that_is_no_time_is_refused(since: Any) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         up(filters={"since": since})
@@ -189,6 +195,19 @@ def test_the_deployed_digest_is_worked_out_once_per_place_in_the_log(monkeypatch
     assert digests[-1] == run(peer.handler.process(READ))["state_digest"]
 
 
+def test_a_name_is_acked_whatever_became_of_one_that_is_shortened_like_it() -> None:
+    quoted, other = entity('a"b', at(0)), entity("a'b", "x\ny")
+    link = edge('a"b', quoted, quoted)
+    lost = edge("c'd", quoted, entity("nobody", at(0)))
+    answer = Peer().push(
+        Change(entity=quoted, relationships=(link, lost)), Change(entity=other), Change(entity=entity('c"d', at(0)))
+    )
+
+    assert ["a'b", "c'd"] == [refused["id"] for refused in answer["refused"]]
+    assert ['a"b', 'c"d'] == answer["applied"]
+    assert ['a"b'] == answer["applied_relationships"]
+
+
 def test_a_name_is_not_acked_while_one_of_its_rows_is_refused() -> None:
     answer = Peer().push(Change(entity=LAMP), Change(entity=entity("lamp", "bad\n")))
 
@@ -260,3 +279,11 @@ def test_a_module_without_a_wire_version_or_with_a_taken_name_is_told(monkeypatc
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Entry()])
     with pytest.raises(LocalProtocolError, match="two wire versions"):
         load()
+
+
+def test_an_ack_that_says_what_no_ack_says_makes_the_answer_none() -> None:
+    answer = {"acks": [{"kind": "entity", "id": "x", "version": "v", "outcome": "eaten"}]}
+    with pytest.raises(RemoteProtocolError, match="one of the values that this wire version knows") as caught:
+        v2.WIRE.told(msgspec.json.encode(answer))
+
+    assert "/acks/0/outcome" == caught.value.pointer

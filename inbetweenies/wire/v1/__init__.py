@@ -35,7 +35,7 @@ class V1:
     def up(self, message: Any, context: Context, limits: Limits) -> Plan[SyncRequest]:
         """The version-free request that `message` means. A read is answered from the view alone, in `down`."""
         if isinstance(message, Push):
-            return (yield from push.up(message, context))
+            return (yield from push.up(message, context, limits))
         key = push.device_key(context, message.client)
         return SyncRequest(
             device=key, user=context.user, pull=False, ack=message.mark if isinstance(message, Done) else None

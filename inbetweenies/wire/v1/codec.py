@@ -7,7 +7,7 @@ written at the field that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -406,6 +406,11 @@ class Item(Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
+#: Of so many changes that are none it is told why; the rest is not acknowledged either.
+REFUSED_TOLD_MAX: Final = 1_000
+UNTOLD: Final = Item(pointer="", problem=Problem(code="malformed_change", pointer="", detail=""))
+
+
 class Turn(Struct, frozen=True, kw_only=True):
     """What `up` made of one item: the rows it sent, the version of the entity's among them, or why it sent less.
 
@@ -482,8 +487,7 @@ def decode(body: bytes, *, path: str = "", strict: bool = False, limits: Limits)
         if push.changes is None:
             raise _malformed("the field `changes`", "none", "/changes")
         client = _client(push.client_id, peek.device_id, limits)
-        items = (item_of(f"/changes/{index}", change, limits) for index, change in enumerate(push.changes))
-        return Push(client=client, items=tuple(items))
+        return Push(client=client, items=tuple(_items(push.changes, limits)))
     if kind == "ack":
         ack = checked_decode(_ack, body)
         mark = ack.sync_completed_at if isinstance(ack.sync_completed_at, str) else ""
@@ -547,6 +551,15 @@ def is_id(value: Any, limits: Limits) -> bool:
         and len(value.encode("utf-8", "surrogatepass")) <= limits.id_bytes_max
         and (value.isprintable() or not any(ord(letter) < 32 or ord(letter) == 127 for letter in value))
     )
+
+
+def _items(changes: Iterable[Any], limits: Limits) -> Iterator[Item]:
+    """PROTOCOL 8.5: the changes of a push. A million that are none fit into a body; few of them are worth a word."""
+    told = 0
+    for index, change in enumerate(changes):
+        item = item_of(f"/changes/{index}", change, limits)
+        told += item.problem is not None
+        yield item if item.problem is None or told <= REFUSED_TOLD_MAX else UNTOLD
 
 
 def item_of(pointer: str, change: Any, limits: Limits) -> Item:

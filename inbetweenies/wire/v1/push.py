@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from ...limits import canonical
+from ...limits import Allowance, Limits, canonical
 from ...model import (
     TIME_MIN,
     Change,
@@ -32,6 +32,7 @@ from .codec import (
     ANONYMOUS,
     LINKS,
     SHAPES,
+    UNTOLD,
     Applied,
     Item,
     Problem,
@@ -160,7 +161,7 @@ def _hash(*seed: Any) -> str:
 # --- up -----------------------------------------------------------------------------------------------------------
 
 
-def up(push: Push, context: Context) -> Plan[SyncRequest]:
+def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     """PROTOCOL 8.4: the rows that the items of a push mean. Leaves in `push.turns` what became of each item."""
     key = device_key(context, push.client)
     jobs = yield from _located(push.items)
@@ -174,22 +175,30 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
+    untold = Turn(problem=UNTOLD.problem)
+    turns = [untold if item is UNTOLD else Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    jobs = _affordable(jobs, graph, turns, limits)
     writer = _Writer(push.client, context.user)
     yield from _named(jobs, graph, writer)
     yield from _settled(jobs, graph, context.graph)
     yield from _pushed(jobs, graph, writer, context.graph)
-    graphs = yield from _graphs(jobs, graph, acked)
+    graphs = yield from _graphs(jobs, graph, acked, limits)
 
     draft = Draft(_coming(jobs, graph))
-    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
+    allowance = Allowance(limits.handled_bytes_max)
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.basis(acked)))
+        seq = job.basis(acked)
+        if allowance.spent or (seq and seq not in graphs and job.entity_id in graph.entities):
+            turns[job.index] = _too_much(job)
+            continue
+        known = _known(job, graph, graphs.get(seq))
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
         change = _aside(job, edit, known, made, draft)
         if change is not None:
             changes.append(change)
+            allowance.spend(len(change.entity.content) if change.entity is not None else 0)
         turns[job.index] = _turn(job, change, made)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
@@ -258,6 +267,26 @@ def _nowhere(item: Item) -> Problem | None:
     return Problem(code="unknown_reference", pointer=f"{item.pointer}/data/{link}", detail=detail)
 
 
+def _affordable(jobs: list[_Job], graph: Graph, turns: list[Turn], limits: Limits) -> list[_Job]:
+    """The jobs that can be done at once, for each handles a whole row and all its edges; the rest is refused."""
+    allowance = Allowance(limits.handled_bytes_max)
+    done = []
+    for job in jobs:
+        if allowance.spent:
+            turns[job.index] = _too_much(job)
+            continue
+        row = graph.entities.get(job.entity_id)
+        rows = [*graph.edges.get(job.entity_id, ()), *([] if row is None else [row])]
+        allowance.spend(sum(len(each.body) for each in rows))
+        done.append(job)
+    return done
+
+
+def _too_much(job: _Job) -> Turn:
+    detail = "this push handles as much as one may; send it again"
+    return Turn(problem=Problem(code="too_much_at_once", pointer=job.item.pointer, detail=detail))
+
+
 def _token(text: str | None) -> tuple[int, str]:
     """Seq and chain of a `sync_id` of ours; those of other servers name nothing here."""
     match = _TOKEN.fullmatch(text or "")
@@ -324,16 +353,18 @@ def _link(edge: Row) -> str:
     return "bridge_id" if is_bridge(edge) else "home_id"
 
 
-def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
-    """The graphs as the jobs' clients knew them."""
+def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int, limits: Limits) -> Plan[dict[int, Graph]]:
+    """The graphs as the jobs' clients knew them; as many as one push may read."""
     wanted: dict[int, dict[str, None]] = {}
     for job in jobs:
         if job.entity_id in graph.entities:
             wanted.setdefault(job.basis(acked), {})[job.entity_id] = None
     graphs = {graph.head.seq: graph}
+    allowance = Allowance(limits.handled_bytes_max)
     for seq, ids in wanted.items():
-        if seq and seq not in graphs:
+        if seq and seq not in graphs and not allowance.spent:
             graphs[seq] = yield from read_above(ids, graph.head, as_of=seq)
+            allowance.spend(sum(len(row.body) for row in graphs[seq].entities.values()))
     return graphs
 
 
@@ -564,6 +595,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     applied, problems = [], []
     for index, (item, turn) in enumerate(zip(push.items, push.turns, strict=True)):
         problem = turn.problem or refused.get(index)
+        if item is UNTOLD:
+            continue
         if problem is not None:
             problems.append(
                 RefusedChange(
