@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from inbetweenies import negotiation
 from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError, VersionRefused
-from inbetweenies.negotiation import GREASE, Choice, Registry, choose
+from inbetweenies.negotiation import GREASE, Choice, negotiate
+from inbetweenies.registry import Registry
 
 V1, V2, V3, V7 = (f"inbetweenies-v{n}" for n in (1, 2, 3, 7))
 BOTH = Registry(accepted=(V2, V1), fallback=V1, missing=V1)
@@ -20,7 +21,7 @@ BOTH = Registry(accepted=(V2, V1), fallback=V1, missing=V1)
 
 def code_of(requested: str | None, offer: tuple[str, ...] | None, registry: Registry, *, writes: bool = False) -> str:
     try:
-        return choose(requested, offer, has_changes=writes, registry=registry).served
+        return negotiate(requested, offer, has_changes=writes, registry=registry).served
     except VersionRefused as error:
         assert registry.accepted == error.supported
         return error.code
@@ -31,18 +32,18 @@ def test_an_accepted_version_is_served_whatever_else_is_offered(writes: bool) ->
     for offer in (None, (), (V7,), (V1, V2)):
         expected = Choice(served=V2, requested=V2, source="exact")
 
-        assert expected == choose(V2, offer, has_changes=writes, registry=BOTH)
+        assert expected == negotiate(V2, offer, has_changes=writes, registry=BOTH)
 
 
 def test_a_body_without_a_version_is_what_the_registry_says() -> None:
-    assert Choice(served=V1, requested=None, source="default") == choose(None, None, has_changes=True, registry=BOTH)
+    assert Choice(served=V1, requested=None, source="default") == negotiate(None, None, has_changes=True, registry=BOTH)
     assert "version_required" == code_of(None, None, Registry(accepted=(V2,), fallback=V1, missing=None))
     assert "version_required" == code_of(None, None, Registry(accepted=(V2,), missing=V1))
 
 
 def test_a_bare_unknown_version_falls_back_strictly_if_it_writes() -> None:
-    read = choose(V7, None, has_changes=False, registry=BOTH)
-    write = choose(V7, None, has_changes=True, registry=BOTH)
+    read = negotiate(V7, None, has_changes=False, registry=BOTH)
+    write = negotiate(V7, None, has_changes=True, registry=BOTH)
 
     assert (V1, "fallback", True, False) == (read.served, read.source, read.read_only, read.strict)
     assert (V1, "fallback", False, True) == (write.served, write.source, write.read_only, write.strict)
@@ -79,13 +80,13 @@ def test_a_disabled_version_is_never_read_as_another_one() -> None:
     assert "version_disabled" == code_of(V2, None, registry)
     assert "version_disabled" == code_of(V2, (V1,), registry, writes=True)
     assert V1 == code_of(V2, (V2, V1), registry)
-    assert choose(V2, (V1,), has_changes=False, registry=registry).read_only
+    assert negotiate(V2, (V1,), has_changes=False, registry=registry).read_only
 
 
 def test_a_retired_version_is_gone_for_good() -> None:
     registry = Registry(accepted=(V2,), retired=frozenset({V1}), fallback=V1, missing=V1)
     with pytest.raises(VersionRefused) as caught:
-        choose(V1, (V2,), has_changes=False, registry=registry)
+        negotiate(V1, (V2,), has_changes=False, registry=registry)
 
     assert ("version_retired", 410, "never") == (caught.value.code, caught.value.status, caught.value.retry)
 
@@ -146,7 +147,7 @@ def test_a_problem_is_small_and_reads_back(code: str, expected: str, got: str, p
 
 def test_a_problem_of_a_version_speaks_as_deployed_servers_do() -> None:
     with pytest.raises(VersionRefused) as caught:
-        choose(V7, (V3,), has_changes=False, registry=BOTH)
+        negotiate(V7, (V3,), has_changes=False, registry=BOTH)
     told = negotiation.problem(caught.value)
 
     assert "Unsupported protocol version" == told["detail"]
