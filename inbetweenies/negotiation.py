@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from .errors import (
+    PROBLEM_BYTES_MAX,
     BodyNotValidForVersion,
     NoCommonVersion,
     RemoteProtocolError,
@@ -24,6 +26,7 @@ from .registry import Registry
 
 #: PROTOCOL 5.1: what a version name may look like at all.
 NAME = re.compile(r"[\x20-\x7e]{1,64}")
+_encode = msgspec.json.Encoder().encode
 _NUMBERED = re.compile(r"inbetweenies-v(0|[1-9][0-9]{0,4})(?:\.(0|[1-9][0-9]{0,4}))?(?:-[a-z][a-z0-9]{0,15})?")
 
 #: PROTOCOL 5.5: reserved names that peers send to keep one another tolerant. Never served, never counted as a version.
@@ -216,7 +219,7 @@ def problem(error: RemoteProtocolError) -> dict[str, Any]:
         told |= {
             "requested": error.requested,
             "served": None,
-            "supported": _that_fit(error.supported),
+            "supported": [],
             "side": error.side,
             "retry": error.retry,
             "registry_revision": error.registry_revision,
@@ -227,11 +230,13 @@ def problem(error: RemoteProtocolError) -> dict[str, Any]:
         "code": "PROTOCOL_VERSION_MISMATCH" if of_version else code.upper(),
         "message": DEPLOYED_DETAIL if of_version else title,
     }
+    if isinstance(error, VersionRefused):
+        told["supported"] = _that_fit(error.supported, PROBLEM_BYTES_MAX - len(_encode(told)))
     return told
 
 
-def _that_fit(names: tuple[str, ...], size: int = 200) -> list[str]:
-    """The best of `names` that a problem has room for; each takes its length, two quotes and a comma."""
+def _that_fit(names: tuple[str, ...], size: int) -> list[str]:
+    """The best of `names` that fit into `size` bytes; each takes its length, two quotes and a comma."""
     told: list[str] = []
     for name in names:
         size -= len(name) + 3

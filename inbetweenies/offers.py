@@ -238,7 +238,7 @@ def error_of(course: Course, signal: Signal, asked: str) -> VersionRefused:
         )
     supported = signal.supported if isinstance(signal, Turned) else ()
     if asked in supported:
-        got = f"a refusal of it that lists it among {_told(supported)}; the list was ignored"
+        got = f"a refusal of {asked} that lists it; the list was ignored"
         code = "unsupported_version"
     else:
         got = f"one that serves {_told(supported)}" if supported else "one that does not, and does not say what it does"
