@@ -49,12 +49,18 @@ class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if self.sunset is not None and self.sunset < self.since:
             raise LocalProtocolError("expected a sunset at or after the deprecation; got one before it")
-        # Both travel in headers, so nothing may stand in them that ends one.
         for text in (self.successor, self.link):
-            if text is not None and not (text.isascii() and text.isprintable() and 0 < len(text) <= _LINK_BYTES_MAX):
-                raise LocalProtocolError(f"expected 1 to {_LINK_BYTES_MAX} printable ASCII characters; got others")
-        if self.link is not None and set(' <>"') & set(self.link):
-            raise LocalProtocolError("expected the link to be a URL; got one with spaces, quotes or brackets")
+            # Both travel between < and > in headers.
+            if text is not None and not (
+                text.isascii()
+                and text.isprintable()
+                and 0 < len(text) <= _LINK_BYTES_MAX
+                and not set(' <>"') & set(text)
+            ):
+                raise LocalProtocolError(
+                    f"expected a successor and a link of 1 to {_LINK_BYTES_MAX} printable ASCII characters, without "
+                    "spaces, quotes and brackets; got others"
+                )
 
 
 class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
