@@ -132,8 +132,8 @@ def _fits(name: str) -> bool:
     return NAME.fullmatch(name) is not None and "," not in name
 
 
-def notice_headers(notice: Notice) -> Headers:
-    """PROTOCOL 5.12: RFC 9745 and RFC 8594."""
+def notice_headers(notice: Notice, *, successor: str = "urn:inbetweenies:version:{}") -> Headers:
+    """PROTOCOL 5.12: RFC 9745 and RFC 8594. `successor` makes a URI of the successor's name."""
     headers: list[tuple[bytes, bytes]] = [(b"deprecation", b"@%d" % (notice.since // 1_000_000))]
     links = []
     if notice.link is not None:
@@ -143,7 +143,7 @@ def notice_headers(notice: Notice) -> Headers:
         if notice.link is not None:
             links.append(f'<{notice.link}>; rel="sunset"')
     if notice.successor is not None:
-        links.append(f'<urn:inbetweenies:version:{notice.successor}>; rel="successor-version"')
+        links.append(f'<{successor.format(notice.successor)}>; rel="successor-version"')
     if links:
         headers.append((b"link", ", ".join(links).encode()))
     return tuple(headers)
