@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         SyncReport,
         Version,
     )
+    from .discovery import Discovery, Undiscovered
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
 
@@ -36,6 +37,8 @@ _HOMES = {
     "Status": ".client",
     "SyncReport": ".client",
     "Version": ".client",
+    "Discovery": ".discovery",
+    "Undiscovered": ".discovery",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
     "SyncRunning": ".store",
@@ -53,6 +56,7 @@ __all__ = [
     "Blocked",
     "BlowingOffClient",
     "ConflictRecord",
+    "Discovery",
     "HttpTransport",
     "LocalStore",
     "NotConnected",
@@ -66,6 +70,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "Unauthorized",
+    "Undiscovered",
     "Unreachable",
     "Version",
 ]

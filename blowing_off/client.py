@@ -31,8 +31,8 @@ from inbetweenies.errors import (
     InbetweeniesError,
     LocalProtocolError,
     RemoteProtocolError,
-    ServedVersionMismatch,
     StoreError,
+    VersionRefused,
 )
 from inbetweenies.limits import Limits, canonical, checked_decode, gate
 from inbetweenies.model import (
@@ -53,7 +53,7 @@ from inbetweenies.model import (
 from inbetweenies.model import (
     Refused as RefusedItem,
 )
-from inbetweenies.negotiation import DEPLOYED_DETAIL
+from inbetweenies.offers import VersionPolicy
 from inbetweenies.replica import (
     BATCH_BYTES,
     BATCH_CHANGES,
@@ -71,8 +71,10 @@ from inbetweenies.replica import (
 )
 from inbetweenies.wire import load
 
+from .discovery import Discovery, Undiscovered, discover
 from .store import ConflictRecord, Counts, LocalStore
 from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, origin_of
+from .versions import Talk, key_of, of_rows
 
 SYNC_PATH: Final = "/api/v1/sync/"
 EDGES_PATH: Final = "/api/v1/graph/relationships"
@@ -238,7 +240,8 @@ class BlowingOffClient:
         device: the label of this replica; kept. Random at the start.
         transport: used instead of HTTP to `url`.
         clock: microseconds since 1970.
-        versions: the wire versions to offer, best first; by default all that this client speaks.
+        versions: which wire versions to offer; by default all that this client speaks, newest first. Nothing else is
+            ever believed or sent.
         page_rows: rows of one answer; by default what the server finds right.
         batch_changes, batch_bytes: of one request.
         insecure: allow HTTP to another machine; kept by `connect`.
@@ -255,7 +258,7 @@ class BlowingOffClient:
         device: str | None = None,
         transport: Transport | None = None,
         clock: Callable[[], int] | None = None,
-        versions: tuple[str, ...] | None = None,
+        versions: VersionPolicy | None = None,
         page_rows: int | None = None,
         batch_changes: int = BATCH_CHANGES,
         batch_bytes: int = BATCH_BYTES,
@@ -268,7 +271,7 @@ class BlowingOffClient:
         if batch_changes < 1 or batch_bytes < 1 or (page_rows is not None and page_rows < 1):
             raise LocalProtocolError("expected batch_changes, batch_bytes and page_rows of at least 1; got less")
         self.clock = clock or wall_clock
-        self.versions = versions
+        self.versions = versions or VersionPolicy()
         self.page_rows = page_rows
         self.batch_changes = batch_changes
         self.batch_bytes = batch_bytes
@@ -634,6 +637,12 @@ class BlowingOffClient:
             self._http = HttpTransport(url, token, insecure=insecure)
         return self._http
 
+    def _server_key(self, transport: Transport) -> str:
+        """What is remembered of a server is remembered under this."""
+        if not isinstance(transport, HttpTransport):
+            return key_of("", None)
+        return key_of(transport.origin, transport.credential)
+
     def _token_path(self) -> Path | None:
         return None if self.store.path == ":memory:" else Path(f"{self.store.path}.token")
 
@@ -667,6 +676,15 @@ class BlowingOffClient:
         if path is not None:
             path.unlink(missing_ok=True)
 
+    async def discover(self) -> Discovery | Undiscovered:
+        """Ask the server which wire versions it serves, and which releases it names. Never raises for what a server
+        or a network does; a sync needs none of it.
+
+        Raises:
+            NotConnected: no server is known.
+        """
+        return await discover(self._transport())
+
     async def sync(self, progress: Callable[[Progress], None] | None = None) -> SyncReport:
         """Exchange everything with the server: push what waits, pull what is new, and say whether both are equal.
 
@@ -676,14 +694,17 @@ class BlowingOffClient:
         Raises:
             NotConnected: no server is known.
             SyncRunning: another sync of this store is under way.
-            Unreachable, Refused, BadAnswer, ServedVersionMismatch: the exchange ended early; what was absorbed is kept.
+            Unreachable, Refused, BadAnswer: the exchange ended early; what was absorbed is kept.
+            NoCommonVersion, VersionDisabled, UnsupportedVersion: the server serves nothing that may be offered; `side`
+                says who must be updated. What waits is kept, and sent once there is a version for it.
+            ServedVersionMismatch: it answered in what was not offered; nothing of that was believed.
             StoreError: this side could not write it down.
         """
         transport = self._transport()
         url = None if self._given is not None else self._url or self.store.setting("url")
         with self.store.syncing():
             try:
-                report = await _Sync(self, transport, progress).run(url)
+                report = await _Sync(self, transport, self._server_key(transport), progress).run(url)
             except (TransportError, RemoteProtocolError) as error:
                 self.store.keep(last_error=str(error))
                 raise
@@ -706,6 +727,7 @@ class _Envelope(Struct):
     protocol_version: Any = UNSET
     applied: Raw | UnsetType = UNSET
     server_time: Raw | UnsetType = UNSET
+    negotiation: Any = None
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
@@ -720,13 +742,18 @@ class _Sync:
     aside until the next sync."""
 
     def __init__(
-        self, client: BlowingOffClient, transport: Transport, progress: Callable[[Progress], None] | None
+        self,
+        client: BlowingOffClient,
+        transport: Transport,
+        key: str,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self.client = client
         self.store = client.store
         self.transport = transport
         self.progress = progress
-        self.wire = _spoken(client.versions)
+        self.talk = Talk(client.store, client.versions, key=key, now=client.clock(), revision=self._revision())
+        self.doubt: NotUnderstood | None = None  # why another version is being tried, if the server did not say
         self.batch = client.batch_changes
         self.held: set[_Whole] = set()  # not sent again in this sync
         self.waiting: set[_Whole] = set()  # of these, the ones for which an ack of something else can change things
@@ -747,13 +774,14 @@ class _Sync:
                 self.store.put_state(restart(state))
             self.store.keep(synced_url=url)
         try:
-            while await self._round():
+            while await (self._round() if self.talk.in_rows else self._records()):
                 if self.messages >= MESSAGES_MAX:
                     self.complete = False
                     break
-        except (Refused, NotUnderstood) as error:
-            if not await self._records_only(error):
-                raise
+        except (TransportError, RemoteProtocolError):
+            self.talk.forget()
+            raise
+        self.talk.remember(now=self.client.clock(), revision=self._revision())
         state = self.client.state
         digest = self.answer.digest if self.answer is not None else None
         return SyncReport(
@@ -770,10 +798,15 @@ class _Sync:
             complete=self.complete,
         )
 
+    def _revision(self) -> str | None:
+        """What the server said last of its registry; not every transport can tell."""
+        revision: str | None = getattr(self.transport, "registry_revision", None)
+        return revision
+
     async def _round(self) -> bool:
         """One message, there and back. Whether another one must follow."""
         state = self.client.state
-        back = state.wire is not None and not hasattr(load().get(state.wire), "ask")
+        back = state.wire is not None and not of_rows(load().get(state.wire))
         if back:
             # What a server of records told are no rows of its own; what it says in rows is asked for from the start.
             state = replace(restart(state), modern=None, wire=None)
@@ -781,20 +814,23 @@ class _Sync:
             state,
             # A server that starts anew first tells what it has; else what follows from what it lost looks contested.
             () if state.restarting else self._sendable(state),
-            offer=(self.wire.name,),
+            offer=self.talk.offer,
             page_rows=self.client.page_rows,
             changes_max=self.batch,
             bytes_max=self.client.batch_bytes,
         )
         self.messages += 1
         try:
-            body = await self.transport.post(SYNC_PATH, self.wire.ask(ask))
+            body = await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask))
         except Unauthorized:
             raise
         except Refused as error:
-            self._recover(error, state, sent)
+            if not self.talk.refused(error):
+                self._recover(error, state, sent)
             return True
         answer = self._told(body)
+        if answer is None:
+            return True
         if back:
             self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent)
@@ -814,28 +850,32 @@ class _Sync:
             return moved
         return await self._drained()
 
-    async def _records_only(self, error: Refused | NotUnderstood) -> bool:
-        """Sync with a server that only speaks v1, if it said so. Law 10: by naming what it supports, or by answering a
-        request of v1 as v1 does; a timeout, a 404 or a page of HTML says nothing."""
-        older = _older(self.client.versions)
-        if older is None:
-            return False
-        if isinstance(error, Refused) and (older.name not in error.supported or self.wire.name in error.supported):
-            return False
+    async def _records(self) -> bool:
+        """All there is to say to a server that only speaks v1. Whether another version must follow."""
         from .v1mode import V1Exchange
 
         exchange = V1Exchange(
             self.store,
             self.transport,
-            older,
+            self.talk.wire,
             clock=self.client.clock,
             ids=new_id,
             batch_changes=self.client.batch_changes,
+            offer=self.talk.offer,
         )
         try:
-            if isinstance(error, NotUnderstood) and not await exchange.probe():
-                return False
+            if not await exchange.probe():
+                raise self.doubt or NotUnderstood(expected=f"an answer in {exchange.name}", got="another JSON document")
+            self.talk.served(exchange.name, exchange.negotiation)
+            if self.talk.in_rows:
+                return True  # there is more to be had here, and nothing was taken or sent yet
             done = await exchange.run()
+        except Unauthorized:
+            raise
+        except Refused as error:
+            if not self.talk.refused(error):
+                raise
+            return True
         finally:
             self.messages += exchange.messages
         self.answer = None
@@ -843,7 +883,7 @@ class _Sync:
         self.pulled += done.pulled
         self.refused = {("", note.id, note.version): note for note in done.refused}
         self._report()
-        return True
+        return False
 
     def _sendable(self, state: State) -> Iterator[Pending]:
         after = 0
@@ -851,17 +891,22 @@ class _Sync:
             after = page[-1].n
             yield from (item for item in page if _whole(item) not in self.held and _taken(state, item.copy))
 
-    def _told(self, body: bytes) -> Answer:
+    def _told(self, body: bytes) -> Answer | None:
+        """The answer; None if it does not count, and another version is to be tried."""
+        wire = self.talk.wire
         try:
             gate(body, ANSWER_LIMITS)
             envelope = checked_decode(_envelope, body)
             named = envelope.protocol_version
             if named is UNSET and envelope.applied is UNSET and envelope.server_time is UNSET:
-                raise NotUnderstood(expected=f"an answer in {self.wire.name}", got="another JSON document")
-            if named is not UNSET and named != self.wire.name:
-                raise _mismatch(self.wire.name, named)
-            answer: Answer = self.wire.told(body)
-        except (BadAnswer, ServedVersionMismatch):
+                self.doubt = NotUnderstood(expected=f"an answer in {wire.name}", got="another JSON document")
+                if not self.talk.unversioned():
+                    raise self.doubt
+                return None
+            if not self.talk.served(wire.name if named is UNSET else named, envelope.negotiation):
+                return None
+            answer: Answer = wire.told(body)
+        except (BadAnswer, VersionRefused):
             raise
         except RemoteProtocolError as error:
             raise BadAnswer(expected=error.expected, got=error.got, pointer=error.pointer) from error
@@ -963,7 +1008,7 @@ class _Sync:
             return  # its entities are of use without
         self.messages += 1
         edges = tuple(_told_edge(edge) for edge in _decoded(_edges, body).relationships)
-        told = Answer(protocol_version=state.wire or self.wire.name, changes=(Change(relationships=edges),))
+        told = Answer(protocol_version=state.wire or self.talk.wire.name, changes=(Change(relationships=edges),))
         self._absorb(told, ())
 
     def _recover(self, error: Refused, state: State, sent: tuple[Pending, ...]) -> None:
@@ -973,8 +1018,7 @@ class _Sync:
             self.restarts += 1
             self.store.put_state(restart(state))
             return
-        about_version = error.supported or error.detail == DEPLOYED_DETAIL
-        if about_version or error.status not in (400, 413, 422, 500) or not sent:
+        if error.status not in (400, 413, 422, 500) or not sent:
             raise error
         # One item can make a server refuse a whole message. Find it by halves, set it aside, and go on.
         if len(sent) > 1:
@@ -1003,32 +1047,6 @@ class _Sync:
                     messages=self.messages,
                 )
             )
-
-
-def _mismatch(expected: str, named: Any) -> ServedVersionMismatch:
-    """Law 10: even on 200, what was not offered is not believed."""
-    known = named if isinstance(named, str) and named in load() else "another version"
-    return ServedVersionMismatch(
-        code="served_version_mismatch",
-        expected=f"an answer in {expected}",
-        got=f"one in {known}; nothing was applied",
-        pointer="/protocol_version",
-    )
-
-
-def _spoken(versions: tuple[str, ...] | None) -> Any:
-    """The best wire version that was offered and that a client can speak."""
-    found = {name: wire for name, wire in load().items() if hasattr(wire, "ask") and hasattr(wire, "told")}
-    for name in found if versions is None else versions:
-        if name in found:
-            return found[name]
-    raise LocalProtocolError(f"expected a wire version that this client speaks ({', '.join(found)}); got none of them")
-
-
-def _older(versions: tuple[str, ...] | None) -> Any:
-    """The wire version of records, where it is installed and may be used; it is the one that cannot ask in rows."""
-    found = [wire for wire in load().values() if not hasattr(wire, "ask") and wire.rank == 1]
-    return next((wire for wire in found if versions is None or wire.name in versions), None)
 
 
 def _pulled(absorbed: Absorbed, local: Local, done: list[Pending]) -> int:

@@ -241,6 +241,13 @@ class Device(Struct, frozen=True, kw_only=True):
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------
 
 
+class Document(Struct, frozen=True, kw_only=True):
+    """A small document of a store as a whole, of no graph. `revision` counts how often it was changed."""
+
+    revision: int = 0
+    body: bytes = b""
+
+
 class Span(Struct, frozen=True, kw_only=True):
     """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them."""
 
@@ -255,7 +262,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     `history` asks for every row of these entities, `edge_history` for every row of these edges.
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
-    `listing` asks for (id, version) of every current entity, sorted by id.
+    `listing` asks for (id, version) of every current entity, sorted by id. `documents` asks for these of the store as
+    a whole, as they are at this transaction's moment; one that was never written is answered with revision 0.
     """
 
     entities: tuple[str, ...] = ()
@@ -272,6 +280,7 @@ class Reads(Struct, frozen=True, kw_only=True):
     span: Span | None = None
     listing: bool = False
     as_of: int | None = None
+    documents: tuple[str, ...] = ()
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -291,6 +300,7 @@ class Held(Struct, frozen=True, kw_only=True):
     device: Device | None = None
     span: tuple[Row, ...] = ()
     listing: tuple[tuple[str, str], ...] = ()
+    documents: dict[str, Document] = {}
 
 
 class Writes(Struct, frozen=True, kw_only=True):

@@ -59,12 +59,16 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True):
-    """One HTTP answer, but for the headers that all of them have."""
+    """One HTTP answer, but for the headers that all of them have.
+
+    `served` is the wire version that it is in, `about` the one that a refusal is about.
+    """
 
     status: int
     body: bytes
     headers: Headers = (NO_STORE,)
     served: str | None = None
+    about: str | None = None
 
 
 class RefusalError(Exception):

@@ -53,7 +53,9 @@ class V1:
         if isinstance(message, Push):
             return codec.encode((yield from push.down(message, response)), negotiation)
         if isinstance(message, Read):
-            delta = yield from pull.down(message, response, context, negotiated=negotiation is not UNSET)
+            # Who asked for this version may leave things out; who asked for another one had no way to ask for them.
+            foreign = negotiation is not UNSET and negotiation.source != "exact"
+            delta = yield from pull.down(message, response, context, negotiated=foreign)
             return codec.encode(delta, negotiation)
         return codec.encode(SyncAckResponse(server_time=format_time(context.now)), negotiation)
 

@@ -667,32 +667,39 @@ _result_in = msgspec.json.Decoder(SyncResult)
 _ack_in = msgspec.json.Decoder(SyncAckResponse)
 
 
+def _asked(message: SyncRequest | SyncPush | SyncAck, offer: tuple[str, ...]) -> bytes:
+    """With the envelope of PROTOCOL 5.1, which deployed servers ignore."""
+    envelope = {"protocol_version": NAME, "supported_versions": offer}
+    return _encode(msgspec.structs.asdict(message) | envelope)
+
+
 def encode_request(
     client_id: str,
     last_sync: int | None,
     entity_types: Iterable[str] = ("homes", "rooms", "accessories", "users"),
     *,
     include_deleted: bool = True,
+    offer: tuple[str, ...] = (NAME,),
 ) -> bytes:
-    """PROTOCOL 8.2: ask a server that has only v1. `last_sync` in microseconds, None for everything."""
+    """PROTOCOL 8.2: ask a server that has only v1, or may have more than that: `offer` is what it could answer in.
+    `last_sync` in microseconds, None for everything."""
     # Naive, as the deployed server compares it with naive times and answers 500 to an aware one.
     since = None if last_sync is None else format_time(last_sync, naive=True)
-    return _encode(
-        SyncRequest(
-            client_id=client_id, last_sync=since, entity_types=tuple(entity_types), include_deleted=include_deleted
-        )
+    request = SyncRequest(
+        client_id=client_id, last_sync=since, entity_types=tuple(entity_types), include_deleted=include_deleted
     )
+    return _asked(request, offer)
 
 
-def encode_push(client_id: str, changes: Iterable[PushChange]) -> bytes:
+def encode_push(client_id: str, changes: Iterable[PushChange], *, offer: tuple[str, ...] = (NAME,)) -> bytes:
     """PROTOCOL 8.4: send records to a server that has only v1. Each needs a `sync_id` that no other record has: the
     deployed server looks records up by it."""
-    return _encode(SyncPush(client_id=client_id, changes=tuple(changes)))
+    return _asked(SyncPush(client_id=client_id, changes=tuple(changes)), offer)
 
 
-def encode_ack(client_id: str, completed_at: int) -> bytes:
+def encode_ack(client_id: str, completed_at: int, *, offer: tuple[str, ...] = (NAME,)) -> bytes:
     """PROTOCOL 8.6: tell that the last answer is stored. `completed_at` in microseconds."""
-    return _encode(SyncAck(client_id=client_id, sync_completed_at=format_time(completed_at, naive=True)))
+    return _asked(SyncAck(client_id=client_id, sync_completed_at=format_time(completed_at, naive=True)), offer)
 
 
 def decode_delta(body: bytes) -> SyncDelta:
