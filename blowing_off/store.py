@@ -221,7 +221,9 @@ class LocalStore:
             _make(file)  # its WAL takes over the mode
         db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
+            db.execute("BEGIN")  # another process may be making the file at this moment: see all of it, or nothing
             known = self._check(db)
+            db.execute("COMMIT")
             if self.path != ":memory:":
                 Path(self.path).chmod(0o600)
                 db.execute("PRAGMA journal_mode = WAL")

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -663,6 +664,28 @@ for n in range(20):
         store.write([copy_of(entity(f"{sys.argv[2]}{n}", store.mint(1, "ann")))])
 store.close()
 """
+
+
+def test_a_store_that_another_process_is_just_making_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "home.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+    real = sqlite3.connect
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            done = super().execute(sql, *parameters)
+            if sql == "PRAGMA application_id" and sqlite3.connect is not real:
+                monkeypatch.setattr(sqlite3, "connect", real)
+                LocalStore(path).close()
+            return done
+
+    monkeypatch.setattr(sqlite3, "connect", Slow)
+    store = LocalStore(path)
+    store.write([copy_of(entity("a", "v1"))])
+
+    assert ["a"] == [item.copy.id for item in store.pending()]
+    store.close()
 
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from tests.storm.clients import world
 from tests.storm.log import lines
 from tests.storm.processes import Peer, Server
 
-ROWS: Final = int(os.environ.get("DEEP_EXAMPLES", "2000"))
+ROWS: Final = int(os.environ.get("DEEP_EXAMPLES", "1000"))
 GROUP: Final = 20
 NEW: Final = 5
 MODERN: Final[dict[str, Any]] = {"features": ["acks", "digest", "edges", "paging"], "page_rows": 1}

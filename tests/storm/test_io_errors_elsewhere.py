@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from blowing_off.store import LocalStore
 from inbetweenies.asgi import app
 from inbetweenies.auth import Principal, SqliteTokens
 from inbetweenies.errors import StoreError
 from inbetweenies.router import ProtocolFallback
-from inbetweenies.stores.sqlite import SqliteStore
-from tests.server.calls import SYNC, Response, request, sync
+from tests.server.calls import ROOT, SYNC, Response, environment, request, sync
 from tests.storm.faults import Faults, planned
 from tests.storm.log import dump
-from tests.support import NOW, run
+from tests.storm.opening import OPENED
+from tests.support import NOW
 
 FAULTS_PER_STEP: Final = int(os.environ.get("DEEP_EXAMPLES", "1"))
 YEAR: Final = 365 * 24 * 3600 * 1_000_000
@@ -29,20 +30,8 @@ YEAR: Final = 365 * 24 * 3600 * 1_000_000
 # --- opening ------------------------------------------------------------------------------------------------------
 
 
-def open_server(path: Path) -> None:
-    run(SqliteStore(path, busy_timeout_ms=1).close())
-
-
-def open_tokens(path: Path) -> None:
-    SqliteTokens(path, busy_timeout_ms=1).close()
-
-
-def open_client(path: Path) -> None:
-    LocalStore(path).close()
-
-
 @pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
-@pytest.mark.parametrize("opened", [open_server, open_tokens, open_client])
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
 def test_a_file_that_fails_while_it_is_opened_is_told_and_opens_the_next_time(
     opened: Callable[[Path], None], known: bool, tmp_path: Path, faults: Faults
 ) -> None:
@@ -71,7 +60,7 @@ def test_a_file_that_fails_while_it_is_opened_is_told_and_opens_the_next_time(
         faults.rest()
         assert fired + 1 == faults.fired
         # Of a file that is busy the server waits for a while until it can open it.
-        assert raised or (fault.code == "SQLITE_BUSY" and opened is not open_client), fault
+        assert raised or (fault.code == "SQLITE_BUSY" and opened is not OPENED["client"]), fault
         failed.add(steps[fault.step])
         for connection in faults.connections[made:]:
             with pytest.raises(sqlite3.ProgrammingError, match="closed"):
@@ -81,6 +70,23 @@ def test_a_file_that_fails_while_it_is_opened_is_told_and_opens_the_next_time(
 
     print(f"figures: {opened.__name__}: {len(steps)} steps, {faults.fired} faults")
     assert failed == set(steps)
+
+
+@pytest.mark.parametrize("what", OPENED)
+def test_a_file_whose_maker_was_killed_at_any_moment_opens_the_next_time(what: str, tmp_path: Path) -> None:
+    OPENED[what](tmp_path / "expected.db")
+    expected = dump(tmp_path / "expected.db")
+    command = [sys.executable, "-m", "tests.storm.opening", what, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    killed = int(done.stdout)
+    for statement in range(1, killed + 1):
+        path = tmp_path / f"{statement}.db"
+        OPENED[what](path)
+        assert expected == dump(path), f"killed in front of statement {statement}"
+
+    print(f"figures: {what}: killed in front of each of {killed} statements while it was made")
+    assert killed > 10
 
 
 # --- tokens -------------------------------------------------------------------------------------------------------

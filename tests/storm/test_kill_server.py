@@ -1,10 +1,10 @@
 """A server that is killed again and again under a storm of pushes (laws 1, 3 and 5).
 
-Four clients of three kinds push at once over real HTTP. The server is killed at moments that a seed chooses: when so
-many answers have come, when so many requests have been sent, or in front of a statement of SQLite's. Started anew on
-the same file, it must hold every row that any client saw acknowledged, of each push all rows or none, in one piece, and
-a log that is one. What the operating system had taken over survives a kill, so a store that does not sync its file
-(``synchronous = OFF``) cannot be found out like this; that takes a power cut.
+Four clients of three kinds push at once over real HTTP, to one server or to two on one file. Each is killed at a moment
+that a seed chooses: when so many answers have come, when so many requests have been sent, or in front of a statement of
+SQLite's. Started anew, they must hold every row that any client saw acknowledged, of each push all rows or none, in one
+piece, and a log that is one. What the operating system had taken over survives a kill, so a store that does not sync
+its file (``synchronous = OFF``) cannot be found out like this; that takes a power cut.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -69,34 +70,44 @@ class Storm:
         self.acked = self.unheard = self.undone = 0
 
     def kill(self) -> None:
-        """One life of the server, and what it left."""
-        kind = self.dice.choice(self.moments)
-        self.kinds[kind] += 1
-        statement = self.dice.randint(1, 200) if kind == "statement" else 0
-        with Server(self.path, statement, self.bug) as server:
-            trigger = Trigger(self.dice.randint(1, 15), server.kill)
-            post = Post(
-                sent=trigger if kind == "requests" else nothing, answered=trigger if kind == "answers" else nothing
-            )
-            self.live(server, post)
-            server.ended()
-            assert -9 == server.process.returncode
-        self.check(post.letters)
+        """One life of the server, or of two that serve one file, and what was left."""
+        posts, lives = [], []
+        with ExitStack() as stack:
+            for _ in range(self.dice.choice((1, 2))):
+                kind = self.dice.choice(self.moments)
+                self.kinds[kind] += 1
+                statement = self.dice.randint(1, 200) if kind == "statement" else 0
+                server = stack.enter_context(Server(self.path, statement, self.bug))
+                trigger = Trigger(self.dice.randint(1, 15), server.kill)
+                posts.append(
+                    Post(
+                        sent=trigger if kind == "requests" else nothing,
+                        answered=trigger if kind == "answers" else nothing,
+                    )
+                )
+                lives.append(server)
+            self.live(lives, posts)
+            for server in lives:
+                server.ended()
+                assert -9 == server.process.returncode
+        self.check([letter for post in posts for letter in post.letters])
 
-    def live(self, server: Server, post: Post) -> None:
-        """All clients at once, until each has seen that the server is gone."""
+    def live(self, servers: list[Server], posts: list[Post]) -> None:
+        """All clients at once, until each has seen that its server is gone."""
         failed: list[Exception] = []
 
-        def life(writer: Writer) -> None:
+        def life(number: int, writer: Writer) -> None:
+            mine = number % len(servers)
             try:
-                writer.live(server.url, post)
+                writer.live(servers[mine].url, posts[mine])
             except Gone:
                 pass
             except Exception as error:  # noqa: BLE001 - it is raised where it is seen, in the main thread
                 failed.append(error)
-                server.kill()
+                for server in servers:
+                    server.kill()
 
-        threads = [threading.Thread(target=life, args=(writer,)) for writer in self.writers]
+        threads = [threading.Thread(target=life, args=numbered) for numbered in enumerate(self.writers)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -164,12 +175,12 @@ def belongs(line: Line, letter: Letter) -> bool:
 
 def test_whatever_was_acked_before_a_kill_is_there_after_it_and_nothing_is_there_by_half(tmp_path: Path) -> None:
     storm = Storm(tmp_path, seed=20)
-    for _ in range(KILLS):
+    while storm.kinds.total() < KILLS:
         storm.kill()
     storm.calm_down()
 
     print(
-        f"figures: {KILLS} kills ({dict(storm.kinds)}), {storm.seq:,} rows, {storm.acked:,} acked, 0 missing; pushes "
-        f"without an answer: {storm.unheard} committed, {storm.undone} not"
+        f"figures: {storm.kinds.total()} kills ({dict(storm.kinds)}), {storm.seq:,} rows, {storm.acked:,} acked, "
+        f"0 missing; pushes without an answer: {storm.unheard} committed, {storm.undone} not"
     )
     assert storm.acked > KILLS

@@ -188,7 +188,7 @@ def broken(way: str, base: Path, folder: Path, limits: list[int]) -> dict[int, i
 def test_without_memory_a_push_is_refused_and_taken_once_there_is(
     base: Path, tmp_path: Path, after: dict[str, list[Any]]
 ) -> None:
-    statuses = broken("memory", base, tmp_path, [*range(160_000, 460_000, 25_000 // SCALE)])
+    statuses = broken("memory", base, tmp_path, [*range(160_000, 4_000_000, 30_000 // SCALE)])
     kept = 0
     for limit, status in statuses.items():
         path = tmp_path / f"{limit}.db"
