@@ -35,6 +35,9 @@ STAGES: Final = {
     "fleet": Stage(
         "{count} histories of a mixed fleet, in memory and on SQLite", 4_000, 2, ("tests/fleet/test_fleet.py",)
     ),
+    "fuzz": Stage(
+        "{count} times twenty mutated messages to a server in memory", 20_000, 1, ("tests/hostile/test_fuzz.py",)
+    ),
     "gate": Stage(
         "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
     ),
