@@ -16,6 +16,8 @@ class Stage(Struct, frozen=True):
     tests: tuple[str, ...]
 
 
+NEGOTIATION: Final = 12_177_792  # all there are: 31 offers, 1,023 registries, 8 hints, 12 first answers, 4 bodies
+
 _LENS: Final = "tests/wire/test_v1_lens.py::"
 
 STAGES: Final = {
@@ -33,6 +35,12 @@ STAGES: Final = {
     ),
     "fleet": Stage(
         "{count} histories of a mixed fleet, in memory and on SQLite", 4_000, 2, ("tests/fleet/test_fleet.py",)
+    ),
+    "negotiation": Stage(
+        "{count} clients before servers of five versions, every one there is",
+        NEGOTIATION,
+        1,
+        ("tests/deep/negotiation.py",),
     ),
     "gate": Stage(
         "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
