@@ -143,6 +143,13 @@ def _number(name: str) -> tuple[int, int] | None:
     return None if match is None or name in GREASE else (int(match[1]), int(match[2] or 0))
 
 
+def told_to(offer: Iterable[str] | None, registry: Registry) -> tuple[str, ...]:
+    """What a peer is told that it could be served in: what is offered here, and of what is only accepted that which it
+    offers itself, so that whoever is on the way elsewhere is not sent astray."""
+    theirs = frozenset(offer or ()) - GREASE
+    return tuple(name for name in registry.preference if name in registry.offered or name in theirs)
+
+
 #: The refusals that have a name of their own; the others are plain `VersionRefused`.
 ERRORS: Final[Mapping[str, type[VersionRefused]]] = {
     "unsupported_version": UnsupportedVersion,
@@ -166,7 +173,7 @@ def _refused(
         expected=expected,
         got=got,
         requested=requested,
-        supported=registry.supported,
+        supported=told_to(offer, registry),
         side=side_of(offered, registry.accepted),
         retry="never" if code == "version_retired" else "renegotiate",
         registry_revision=registry.revision or None,

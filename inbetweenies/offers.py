@@ -200,7 +200,10 @@ def step(course: Course, signal: Signal) -> tuple[Course, Verdict]:
 def _served(course: Course, signal: Served) -> tuple[Course, Verdict]:
     if signal.version != course.named:
         # Another one of those offered: the server cannot read what was asked. Nothing of the answer is used.
-        return _again(replace(course, refused=course.refused | {course.named}), (signal.version,))
+        if signal.version not in course.offer:
+            return course, "stop"
+        refused = course.refused | {course.named}
+        return _again(replace(course, refused=refused), (*signal.supported, signal.version))
     after = replace(course, retried=False)
     best = _best(course, signal.supported)
     if best is None or best == course.named or course.moved:

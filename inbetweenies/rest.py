@@ -237,7 +237,7 @@ class _Versions:
         if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
             raise LocalProtocolError("expected a handler that returns its answer; got one that yields it in parts")
         signature, names = inspect.signature(handler), (_REQUEST, _RESPONSE)
-        if "fastapi" in sys.modules:
+        if sys.modules.get("fastapi") is not None:  # whoever makes FastAPI routes has imported it
             signature, names = self._for_fastapi(handler, signature)
         waits, traffic = inspect.iscoroutinefunction(handler), Traffic()
 

@@ -28,7 +28,7 @@ from .exchange import Asked, Reply, Routed
 from .limits import Limits, checked_decode, gate
 from .merge import Policy
 from .model import Context, Document
-from .negotiation import Choice, check_name, json_type, negotiate, problem
+from .negotiation import Choice, check_name, json_type, negotiate, problem, told_to
 from .registry import DOCUMENT, Decisions, Registry, decisions_in, registry_of
 from .store import Store
 from .wire import Negotiation, WireVersion, load
@@ -314,12 +314,13 @@ class ProtocolFallback:
         has_changes = _carries_changes(peek)
         choice = negotiate(requested, offer, has_changes=has_changes, registry=registry)
         handler = self.handlers[choice.served]
-        message = self._decode(handler, body, choice, asked.path, registry)
+        supported = told_to(offer, registry)
+        message = self._decode(handler, body, choice, asked.path, registry, supported)
         return Routed(
             handler=handler if hasattr(handler, "serve") else _DictHandler(handler),
             message=message,
             served=choice.served,
-            negotiation=_negotiation(choice, registry),
+            negotiation=_negotiation(choice, supported),
             decided=decided,
             sighting=Sighting(
                 version=served_under(requested, choice.served, registry),
@@ -344,7 +345,15 @@ class ProtocolFallback:
             requested = _requested(peek, asked.version)
         return Sighting(version=refused_under(requested, error, registry), release=release_of(client, asked.agent))
 
-    def _decode(self, handler: Any, body: bytes, choice: Choice, path: str, registry: Registry) -> Any:
+    def _decode(
+        self,
+        handler: Any,
+        body: bytes,
+        choice: Choice,
+        path: str,
+        registry: Registry,
+        supported: tuple[str, ...],
+    ) -> Any:
         wire: WireVersion | None = getattr(handler, "wire", None)
         if wire is None:
             return checked_decode(_any, body)
@@ -364,7 +373,7 @@ class ProtocolFallback:
                 got=error.got,
                 pointer=error.pointer,
                 requested=choice.requested,
-                supported=registry.supported,
+                supported=supported,
                 registry_revision=registry.revision,
                 docs=registry.docs,
             ) from error
@@ -447,7 +456,7 @@ def _client(peek: _Peek) -> object:
         return None
 
 
-def _negotiation(choice: Choice, registry: Registry) -> Negotiation | UnsetType:
+def _negotiation(choice: Choice, supported: tuple[str, ...]) -> Negotiation | UnsetType:
     """PROTOCOL 5.6: told only where the peer does not know it all already."""
     if choice.source == "default" or (choice.source == "exact" and not choice.better):
         return UNSET
@@ -461,7 +470,7 @@ def _negotiation(choice: Choice, registry: Registry) -> Negotiation | UnsetType:
         served=choice.served,
         source=choice.source,
         reason=reasons[choice.source],
-        supported=registry.supported,
+        supported=supported,
     )
 
 

@@ -47,8 +47,8 @@ class Store(Protocol):
 
     async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
         """Put `body` in the place of the document that has this `revision`; then it has the next. False, and nothing
-        is changed, if it has another one by now. True means that it is durable, and that every transaction for writing
-        that commits from now on has seen it or could have.
+        is changed, if it has another one by now. True means that it is durable, and seen by every transaction that
+        begins from now on.
 
         Raises:
             StoreBusy, StoreFull, StoreCorrupt: nothing was changed.

@@ -17,6 +17,8 @@ class Stage(Struct, frozen=True):
 
 
 _STORM: Final = "tests/storm/"
+NEGOTIATION: Final = 12_177_792  # all there are: 31 offers, 1,023 registries, 8 hints, 12 first answers, 4 bodies
+
 _LENS: Final = "tests/wire/test_v1_lens.py::"
 
 STAGES: Final = {
@@ -37,6 +39,12 @@ STAGES: Final = {
     ),
     "fuzz": Stage(
         "{count} times twenty mutated messages to a server in memory", 20_000, 1, ("tests/hostile/test_fuzz.py",)
+    ),
+    "negotiation": Stage(
+        "{count} clients before servers of five versions, every one there is",
+        NEGOTIATION,
+        1,
+        ("tests/deep/negotiation.py",),
     ),
     "gate": Stage(
         "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
