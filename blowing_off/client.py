@@ -1196,6 +1196,9 @@ def _check_label(name: str, label: str) -> None:
 
 def _introduce(store: LocalStore, user: str | None, device: str | None) -> None:
     """See to it that the store knows who it is."""
+    state = store.state()
+    if state is not None and (device or state.device, user or state.user) == (state.device, state.user):
+        return  # without a write: there are stores that may only be read
     with store.transaction():
         state = store.state()
         known = state or State(device=device or str(uuid.uuid4()), user=user or "local")
