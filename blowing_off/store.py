@@ -766,12 +766,12 @@ class LocalStore:
 
 
 @contextmanager
-def alone(lock: str) -> Iterator[bool]:
-    """Whether nobody else, here or in another process, is inside with the same file. The system lets go of it when a
-    process dies."""
+def alone(lock: str, *, patience_s: float = 0) -> Iterator[bool]:
+    """Whether, within `patience_s`, nobody else is inside with the same file, here or in another process. The system
+    lets go of it when a process dies."""
     with border(lock):
         os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
-        gate = sqlite3.connect(lock, isolation_level=None, timeout=0, check_same_thread=False)
+        gate = sqlite3.connect(lock, isolation_level=None, timeout=patience_s, check_same_thread=False)
     with closing(gate):
         try:
             gate.execute("BEGIN EXCLUSIVE")

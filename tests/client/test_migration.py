@@ -381,6 +381,27 @@ def test_a_copy_that_differs_is_not_kept_and_nothing_is_changed(
     assert ([], before, 1) == (backups(path), held(path), version(path))
 
 
+def test_a_copy_is_of_one_moment_whoever_writes_while_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "home.db"
+    with closing(LocalStore(path)) as opened:
+        write(opened, "lamp")
+        real = migration.contents
+
+        def looked_at(db: sqlite3.Connection) -> tuple[tuple[str, int, str], ...]:
+            found = real(db)
+            write(opened, f"more {opened.counts().rows}")
+            return found
+
+        monkeypatch.setattr(migration, "contents", looked_at)
+        copy = backup(path)
+
+        assert 3 == opened.counts().rows
+    with closing(sqlite3.connect(copy)) as db:
+        assert ["lamp"] == [id_ for (id_,) in db.execute("SELECT id FROM copies")]
+
+
 def test_without_room_for_a_copy_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "home.db"
     as_old(path).close()
