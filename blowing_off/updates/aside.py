@@ -109,7 +109,8 @@ def put_back(folder: Path) -> None:
 def _sweep(purelib: Path, tops: set[str]) -> None:
     """Remove what pip had moved out of its way when it was cut off: while that lies there, pip overlooks the rest."""
     for left in purelib.glob("~*"):
-        if any(len(top) > 4 and left.name.endswith(top[4:]) for top in tops):
+        rest = left.name.lstrip("-~.=%0123456789")  # it replaces the beginning of a name by these
+        if any(len(top) == len(left.name) and top.endswith(rest) for top in tops):
             shutil.rmtree(left, ignore_errors=True)
 
 

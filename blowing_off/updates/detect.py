@@ -49,12 +49,12 @@ def purelib() -> Path:
 
 
 def _record(held: Distribution | None, name: str) -> str | None:
-    if held is None:
-        return None
-    with suppress(OSError, UnicodeDecodeError):
-        text = held.read_text(name)
-        return None if text is None or len(text) > _RECORD_BYTES_MAX else text
-    return None
+    """The text of a record; empty if it is there and cannot be read."""
+    try:
+        text = None if held is None else held.read_text(name)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return "" if text is not None and len(text) > _RECORD_BYTES_MAX else text
 
 
 def _direct_url(held: Distribution | None) -> dict[str, Any] | None:
