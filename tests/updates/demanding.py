@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from packaging.version import Version
 
@@ -24,15 +25,21 @@ from tests.server.calls import running
 class Demanding:
     """What the server in front asks for, and what it has seen. `minimum` and `latest` may be changed at any time."""
 
-    def __init__(self, behind: str, token: str) -> None:
+    def __init__(self, behind: str, db: Path) -> None:
         self.behind = behind
-        self.token = token
+        self.db = db
         self.url = ""
+        self.begin()
+
+    def begin(self) -> None:
+        """Ask for nothing, remember nothing, and serve a new home with a new token."""
         self.minimum: str | None = None
         self.latest: str | None = None
         self.discovered = 0
         self.refused: list[str] = []
         self.pushed: dict[str, list[str]] = {}  # by the release of the client, the names of what it pushed
+        with closing(SqliteTokens(self.db)) as tokens:
+            self.token, _ = tokens.create(str(uuid4()), "ann")
 
     def told(self, body: bytes) -> bytes:
         self.discovered += 1
@@ -89,10 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
 def demanding(folder: Path) -> Iterator[Demanding]:
     """The two servers, on loopback, until the end of the block."""
     db = folder / "server.sqlite"
-    with closing(SqliteTokens(db)) as tokens:
-        token, _ = tokens.create("home", "ann")
     with running(["-m", "inbetweenies.cli", "serve", "--port", "0", "--db", str(db)]) as process:
-        front = Demanding(process.url, token)
+        front = Demanding(process.url, db)
         handler = type("Handler", (_Handler,), {"front": front})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         server.daemon_threads = True

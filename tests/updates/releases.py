@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import marshal
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import Distribution, distribution
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +27,7 @@ NEEDED = (
     "msgspec httpx httpcore h11 anyio idna certifi websockets click rich markdown-it-py mdurl pygments packaging"
     " typing_extensions"
 ).split()
+SELDOM = ("pygments/lexers/", "pygments/styles/")  # hundreds of modules that nothing here loads
 
 
 def wheel(folder: Path, release: str, changed: Mapping[str, str] | None = None) -> Path:
@@ -66,7 +71,18 @@ def _repacked(folder: Path, held: Distribution) -> Path:
     return _packed(folder / f"{about.removesuffix('.dist-info')}-{tag}.whl", files, about)
 
 
-def _packed(file: Path, files: Mapping[str, bytes], about: str) -> Path:
+@cache
+def _compiled(data: bytes, name: str) -> bytes:
+    """A module as Python loads it without compiling: what is installed a hundred times is compiled once."""
+    code = compile(data, name, "exec", dont_inherit=True)
+    return MAGIC_NUMBER + b"\1\0\0\0" + bytes(8) + marshal.dumps(code)  # flags: by hash, and do not look (PEP 552)
+
+
+def _packed(file: Path, files: dict[str, bytes], about: str) -> Path:
+    for name in [name for name in files if name.endswith(".py") and not name.startswith(SELDOM)]:
+        folder, _, module = name.rpartition("/")
+        with suppress(SyntaxError):
+            files[cache_from_source(f"{folder}/{module}" if folder else module)] = _compiled(files[name], name)
     lines = [
         f"{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}"
         for name, data in files.items()

@@ -25,8 +25,9 @@ from blowing_off.store import LocalStore
 from blowing_off.updates.channel import SUMS
 from blowing_off.updates.state import updating
 from tests.updates.demanding import Demanding, demanding
-from tests.updates.releases import ROOT, Environment, clean, libraries, wheel
+from tests.updates.releases import ROOT, Environment, clean, libraries, needed_wheels, wheel
 
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 GUARD_S = 60  # only ever reached when something hangs
 
 
@@ -35,35 +36,45 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return libraries(tmp_path_factory.mktemp("shared") / "libraries")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Demanding]:
-    with demanding(tmp_path) as front:
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demanding]:
+    with demanding(tmp_path_factory.mktemp("server")) as front:
         yield front
 
 
-class Home:
-    """A client of one release in an environment of its own, connected to `server`, with a change that waits."""
+@pytest.fixture
+def server(process: Demanding) -> Demanding:
+    process.begin()
+    return process
 
-    def __init__(self, folder: Path, shared: Path, server: Demanding) -> None:
+
+class Home:
+    """A client of release 1.0.0 that `installed` knows how to run, connected to `server`, with a change that waits."""
+
+    def __init__(self, folder: Path, server: Demanding, program: Path, python: Path, **variables: str) -> None:
         self.folder = folder
         self.channel = folder / "wheels"
         self.server = server
-        wheel(self.channel, "1.0.0")
-        self.environment = Environment(folder / "venv", shared)
-        self.environment.install(self.channel, "1.0.0")
         self.store = folder / "home.db"
+        self.program, self.python = str(program), str(python)
         self.variables = {
             "BLOWING_OFF_STORE": str(self.store),
             "BLOWING_OFF_INDEX": str(self.channel),
             "BLOWING_OFF_CONTAINER": "kept",
             "BLOWING_OFF_TOKEN": server.token,
+            **variables,
         }
         self.cli("connect", server.url, "--user", "ann")
         self.cli("add", "device", "Desk lamp")
 
     @property
-    def program(self) -> str:
-        return str(self.environment.folder / "bin" / "blowing-off")
+    def release(self) -> str:
+        """What is installed, by its metadata and by the code."""
+        code = "import importlib.metadata as m, inbetweenies as i; print(m.version('inbetweenies'), i.__version__)"
+        done = subprocess.run([self.python, "-I", "-c", code], capture_output=True, text=True, check=True)
+        told, code_told = done.stdout.split()
+        assert told == code_told
+        return told
 
     def cli(self, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -94,24 +105,63 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path, shared: Path, server: Demanding) -> Home:
-    return Home(tmp_path, shared, server)
+def by_pip(tmp_path: Path, shared: Path, server: Demanding) -> Home:
+    """Installed by pip, into an environment that shares its libraries with others."""
+    environment = Environment(tmp_path / "venv", shared)
+    wheel(tmp_path / "wheels", "1.0.0")
+    environment.install(tmp_path / "wheels", "1.0.0")
+    return Home(tmp_path, server, environment.folder / "bin/blowing-off", environment.python)
+
+
+@pytest.fixture
+def home(tmp_path: Path, server: Demanding) -> Home:
+    """Installed by uv, as a tool: what most tests use, since uv is quick."""
+    needed_wheels(tmp_path / "wheels")
+    wheel(tmp_path / "wheels", "1.0.0")
+    places = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin"), "PATH": PATH}
+    options = ["--python", sys.executable, "--no-index", "--find-links", str(tmp_path / "wheels")]
+    subprocess.run(
+        ["uv", "tool", "install", *options, "inbetweenies"], env=clean() | places, check=True, capture_output=True
+    )
+    python = tmp_path / "tools/inbetweenies/bin/python"
+    return Home(tmp_path, server, tmp_path / "bin/blowing-off", python, **places)
+
+
+@pytest.fixture
+def by_pipx(tmp_path: Path, server: Demanding) -> Home:
+    """Installed by pipx, which lets uv do it."""
+    needed_wheels(tmp_path / "wheels")
+    wheel(tmp_path / "wheels", "1.0.0")
+    places = {"PIPX_HOME": str(tmp_path / "pipx"), "PIPX_BIN_DIR": str(tmp_path / "bin"), "PATH": PATH}
+    places["PIPX_MAN_DIR"] = str(tmp_path / "man")
+    options = [f"--pip-args=--no-index --find-links {tmp_path / 'wheels'}", "--python", sys.executable]
+    subprocess.run(
+        ["pipx", "install", "--backend", "uv", *options, "inbetweenies"],
+        env=clean() | places,
+        check=True,
+        capture_output=True,
+    )
+    python = tmp_path / "pipx/venvs/inbetweenies/bin/python"
+    return Home(tmp_path, server, tmp_path / "bin/blowing-off", python, **places)
+
+
+RECORDS = {"home": "tools/inbetweenies/uv-receipt.toml", "by_pipx": "pipx/venvs/inbetweenies/pipx_metadata.json"}
 
 
 # --- the story ----------------------------------------------------------------------------------------------------
 
 
-def test_with_auto_a_refused_client_updates_itself_goes_on_and_pushes_what_waits(home: Home) -> None:
-    home.server.minimum = "1.1"
-    wheel(home.channel, "1.1.0")
+def test_with_auto_a_refused_client_updates_itself_goes_on_and_pushes_what_waits(by_pip: Home) -> None:
+    by_pip.server.minimum = "1.1"
+    wheel(by_pip.channel, "1.1.0")
 
-    told = home.cli("sync", "--json", BLOWING_OFF_UPDATES="auto")
+    told = by_pip.cli("sync", "--json", BLOWING_OFF_UPDATES="auto")
 
     assert {"pushed": 1, "pending": 0} == {key: json.loads(told.stdout)[key] for key in ("pushed", "pending")}
     assert "Release 1.1.0 has replaced 1.0.0" in told.stderr
-    assert "1.1.0" == home.environment.release
-    assert {"1.1.0": ["Desk lamp"]} == {release: names for release, names in home.server.pushed.items() if names}
-    assert {"1.0.0"} == set(home.server.refused)
+    assert "1.1.0" == by_pip.release
+    assert {"1.1.0": ["Desk lamp"]} == {release: names for release, names in by_pip.server.pushed.items() if names}
+    assert {"1.0.0"} == set(by_pip.server.refused)
 
 
 # --- people -------------------------------------------------------------------------------------------------------
@@ -173,7 +223,7 @@ def test_on_a_terminal_a_person_is_asked_and_the_update_is_made_and_pushes(home:
     assert "Release 1.1.0 is available" in asked
     assert "1 change of yours waits here, safe" in asked
     assert "Sent 1 change" in terminal.shown
-    assert "1.1.0" == home.environment.release
+    assert "1.1.0" == home.release
     assert ["Desk lamp"] == home.server.pushed["1.1.0"]
 
 
@@ -193,7 +243,7 @@ def test_who_says_later_or_no_is_not_asked_again_and_loses_nothing(home: Home, t
     assert (0, 0) == (code, code_again)
     assert home.remembered["memory"][kept]
     assert "kip this release?" not in again.shown
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
     assert 1 == discovered == home.server.discovered  # once a day
 
 
@@ -206,7 +256,7 @@ def test_elsewhere_it_is_said_in_one_line_and_nothing_is_installed(home: Home) -
     assert "Note: There is a newer release of this program than 1.0.0" in told.stderr
     assert "`blowing-off update` installs it" in told.stderr
     assert 1 == len([line for line in told.stderr.splitlines() if "1.1.0" in line])
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
 def test_updates_that_are_switched_off_ask_no_server_anything(home: Home) -> None:
@@ -243,17 +293,18 @@ def fails_once_installed() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("installed", "change", "why"),
     [
-        (lambda: CRASHES, "it does not start, or cannot open a copy of the store"),
-        (cannot_sync, "it cannot sync"),
-        (fails_once_installed, "it does not start, or cannot open a copy of the store"),
+        ("home", lambda: CRASHES, "it does not start, or cannot open a copy of the store"),
+        ("home", cannot_sync, "it cannot sync"),
+        ("by_pip", fails_once_installed, "it does not start, or cannot open a copy of the store"),
     ],
     ids=["crashes on start", "cannot sync", "crashes once installed"],
 )
 def test_a_release_that_does_not_work_is_undone_and_not_tried_again(
-    home: Home, change: Callable[[], dict[str, str]], why: str
+    request: pytest.FixtureRequest, installed: str, change: Callable[[], dict[str, str]], why: str
 ) -> None:
+    home: Home = request.getfixturevalue(installed)
     home.server.latest = "1.1.0"
     wheel(home.channel, "1.1.0", change())
 
@@ -263,7 +314,7 @@ def test_a_release_that_does_not_work_is_undone_and_not_tried_again(
     assert "Release 1.1.0 is not used here" in told.stderr
     assert why in told.stderr
     assert "Nothing was lost" in told.stderr
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
     assert ["Desk lamp"] == [name for names in home.server.pushed.values() for name in names]
     assert ["Reading lamp"] == home.waiting()
     assert "1.1.0" in home.remembered["memory"]["bad"]
@@ -273,14 +324,14 @@ def test_a_release_that_does_not_work_is_undone_and_not_tried_again(
     forget_when(home)
     again = home.cli("sync", code=1, BLOWING_OFF_UPDATES="auto")
     assert "1.1.0" not in again.stderr.replace(str(home.folder), "")
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
     assert ["Reading lamp"] == home.waiting()
 
     # A person moves on to a release that works; the bad one is passed over.
     wheel(home.channel, "1.1.1")
     done = home.json("update")
     assert ("updated", "1.0.0", "1.1.1", 1, 0) == tuple(done[key] for key in ("done", "from", "to", "sent", "pending"))
-    assert "1.1.1" == home.environment.release
+    assert "1.1.1" == home.release
     assert home.remembered["memory"]["paused"] is None
 
 
@@ -304,30 +355,30 @@ def test_a_channel_without_the_release_is_not_said_to_have_it(home: Home) -> Non
     assert "No release that helps can be had now" in told.stderr
     assert "1.7.3" not in told.stderr
     assert ["Desk lamp"] == home.waiting()
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
-def test_a_wheel_with_another_hash_than_the_folder_lists_is_not_taken(home: Home) -> None:
-    good, bad = wheel(home.channel, "1.1.0"), wheel(home.channel, "1.2.0")
+def test_a_wheel_with_another_hash_than_the_folder_lists_is_not_taken(by_pip: Home) -> None:
+    good, bad = wheel(by_pip.channel, "1.1.0"), wheel(by_pip.channel, "1.2.0")
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in (good, bad)]
-    (home.channel / SUMS).write_text("\n".join(lines) + "\n")
-    bad.write_bytes(wheel(home.folder, "1.2.0", CRASHES).read_bytes())
+    (by_pip.channel / SUMS).write_text("\n".join(lines) + "\n")
+    bad.write_bytes(wheel(by_pip.folder, "1.2.0", CRASHES).read_bytes())
 
-    refused = home.json("update", code=1)
-    told = home.json("update", "--to", "1.1.0")
+    refused = by_pip.json("update", code=1)
+    told = by_pip.json("update", "--to", "1.1.0")
 
     assert "does not have the hash that it should have" in refused["error"]["message"]
     assert ("1.0.0", "1.1.0") == (told["from"], told["to"])
 
 
-def test_an_index_whose_file_has_another_hash_is_not_believed(home: Home) -> None:
-    file = wheel(home.folder / "index" / "inbetweenies", "1.1.0")
+def test_an_index_whose_file_has_another_hash_is_not_believed(by_pip: Home) -> None:
+    file = wheel(by_pip.folder / "index" / "inbetweenies", "1.1.0")
     (file.parent / "index.html").write_text(f'<a href="{file.name}#sha256={"0" * 64}">{file.name}</a>')
-    with serving_files(home.folder / "index") as url:
-        refused = home.json("update", code=1, BLOWING_OFF_INDEX=url)
+    with serving_files(by_pip.folder / "index") as url:
+        refused = by_pip.json("update", code=1, BLOWING_OFF_INDEX=url)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         (file.parent / "index.html").write_text(f'<a href="{file.name}#sha256={digest}">{file.name}</a>')
-        told = home.json("update", BLOWING_OFF_INDEX=url)
+        told = by_pip.json("update", BLOWING_OFF_INDEX=url)
 
     assert "not_available" == refused["error"]["code"]
     assert "does not have the hash that it should have" in refused["error"]["message"]
@@ -353,14 +404,14 @@ def serving_files(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def test_an_index_that_cannot_be_reached_is_told_and_nothing_is_touched(home: Home) -> None:
+def test_an_index_that_cannot_be_reached_is_told_and_nothing_is_touched(by_pip: Home) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        refused = home.json("update", code=1, BLOWING_OFF_INDEX=f"http://127.0.0.1:{closed.getsockname()[1]}/")
+        refused = by_pip.json("update", code=1, BLOWING_OFF_INDEX=f"http://127.0.0.1:{closed.getsockname()[1]}/")
 
     assert "not_available" == refused["error"]["code"]
     assert "could not be reached" in refused["error"]["message"]
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == by_pip.release
 
 
 def test_where_nothing_is_newer_nothing_is_done(home: Home) -> None:
@@ -386,7 +437,7 @@ def test_what_is_known_is_told(home: Home) -> None:
         "running": "1.0.0",
         "available": "1.1.0",
         "server": "update_required",
-        "kind": "pip",
+        "kind": "uv_tool",
         "automatic": True,
         "policy": "notify",
         "place": f"the folder {home.channel}",
@@ -394,7 +445,7 @@ def test_what_is_known_is_told(home: Home) -> None:
         "pending": 1,
     }
     assert expected == {key: told[key] for key in expected}
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
 # --- back ---------------------------------------------------------------------------------------------------------
@@ -424,7 +475,7 @@ def test_going_back_takes_the_store_along_and_keeps_what_was_written_since(home:
     told = home.json("update", "--rollback")
 
     assert ("rolled_back", "1.1.0", "1.0.0") == (told["done"], told["from"], told["to"])
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
     assert ["Reading lamp"] == home.waiting()  # read by a release that knows format 2 at most
     assert "somebody went back from it" == home.remembered["memory"]["bad"]["1.1.0"]
     assert "unchanged" == home.json("update")["done"]  # not offered again
@@ -433,16 +484,54 @@ def test_going_back_takes_the_store_along_and_keeps_what_was_written_since(home:
     assert {"Desk lamp", "Reading lamp"} == {name for names in home.server.pushed.values() for name in names}
 
 
+# --- tools that keep account of what they installed ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("installed", ["home", "by_pipx"])
+def test_a_tool_makes_the_update_itself_and_a_bad_release_is_put_back_under_it(
+    request: pytest.FixtureRequest, installed: str
+) -> None:
+    home: Home = request.getfixturevalue(installed)
+    record = (home.folder / RECORDS[installed]).read_text()
+    bad = wheel(home.channel, "1.1.0", fails_once_installed())
+
+    failed = home.json("update", code=1)
+    assert "Release 1.1.0 is not used here" in failed["error"]["message"]
+    assert ("1.0.0", record) == (home.release, (home.folder / RECORDS[installed]).read_text())
+    assert ["Desk lamp"] == home.waiting()
+
+    # These tools go to the newest: while that is the bad one, another is not reached, and that is noticed.
+    bad.unlink()
+    wheel(home.channel, "1.2.0")
+    told = home.json("update")
+    assert ("updated", "1.0.0", "1.2.0", 0) == tuple(told[key] for key in ("done", "from", "to", "pending"))
+    assert "1.2.0" == home.release
+
+    assert "1.0.0" == home.json("update", "--rollback")["to"]
+    assert ("1.0.0", record) == (home.release, (home.folder / RECORDS[installed]).read_text())
+
+
+def test_a_working_copy_is_told_how_and_left_alone(tmp_path: Path, server: Demanding) -> None:
+    program = Path(sys.executable).parent / "blowing-off"
+    home = Home(tmp_path, server, program, Path(sys.executable))
+    wheel(home.channel, "99.0.0")
+
+    refused = home.json("update", code=1)
+
+    assert "not_ours" == refused["error"]["code"]
+    assert "`git pull` in that folder" in refused["error"]["message"]
+
+
 # --- one at a time, and without a network -------------------------------------------------------------------------
 
 
 def test_two_processes_do_not_update_at_once(home: Home) -> None:
     wheel(home.channel, "1.1.0")
-    with updating(home.environment.folder):
+    with updating(home.folder / "tools/inbetweenies"):
         refused = home.json("update", code=1)
 
     assert "update_running" == refused["error"]["code"]
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
 def test_an_update_waits_for_nobody_and_breaks_into_no_sync(home: Home) -> None:
@@ -451,7 +540,7 @@ def test_an_update_waits_for_nobody_and_breaks_into_no_sync(home: Home) -> None:
         refused = home.json("update", code=1)
 
     assert "sync_running" == refused["error"]["code"]
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
 def test_without_the_server_a_person_can_update_all_the_same(home: Home) -> None:
@@ -461,7 +550,7 @@ def test_without_the_server_a_person_can_update_all_the_same(home: Home) -> None
     done = home.cli("update", code=3)
 
     assert "whether the new release syncs was not tried" in done.stderr
-    assert "1.1.0" == home.environment.release
+    assert "1.1.0" == home.release
     assert ["Desk lamp"] == home.waiting()
 
 
@@ -473,17 +562,18 @@ def test_where_the_old_release_cannot_sync_either_the_new_one_is_not_blamed(home
 
     assert "with this server neither it nor 1.0.0 can sync" in refused["error"]["message"]
     assert {} == home.remembered["memory"]["bad"]
-    assert "1.0.0" == home.environment.release
+    assert "1.0.0" == home.release
 
 
-def test_an_update_that_was_cut_off_is_undone_by_whoever_comes_next(home: Home) -> None:
-    wheel(home.channel, "1.1.0")
-    marker = home.folder / "killed"
+def test_an_update_that_was_cut_off_is_undone_by_whoever_comes_next(by_pip: Home) -> None:
+    wheel(by_pip.channel, "1.1.0")
+    marker = by_pip.folder / "killed"
+    purelib = next((by_pip.folder / "venv/lib").glob("python*")) / "site-packages"
     # pip is stopped by the power going away once the old release is gone: here, when it starts to compile the new one.
-    (home.environment.purelib / "sitecustomize.py").write_text(POWER_CUT.format(marker=str(marker)))
+    (purelib / "sitecustomize.py").write_text(POWER_CUT.format(marker=str(marker)))
     killed = subprocess.run(
-        [home.program, "update"],
-        env=clean() | home.variables,
+        [by_pip.program, "update"],
+        env=clean() | by_pip.variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -493,15 +583,15 @@ def test_an_update_that_was_cut_off_is_undone_by_whoever_comes_next(home: Home) 
     )
     assert -signal.SIGKILL == killed.returncode, killed.stderr
     assert marker.exists()
-    (home.environment.purelib / "sitecustomize.py").unlink()
-    assert home.remembered["touching"] is not None
+    (purelib / "sitecustomize.py").unlink()
+    assert by_pip.remembered["touching"] is not None
 
-    [script] = home.store.parent.glob("home.db.update/*/put_back.py")
+    [script] = by_pip.store.parent.glob("home.db.update/*/put_back.py")
     subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
-    assert "1.0.0" == home.environment.release
-    assert ["Desk lamp"] == home.waiting()
-    assert "1.1.0" == home.json("update")["to"]
-    assert home.remembered["touching"] is None
+    assert "1.0.0" == by_pip.release
+    assert ["Desk lamp"] == by_pip.waiting()
+    assert "1.1.0" == by_pip.json("update")["to"]
+    assert by_pip.remembered["touching"] is None
 
 
 POWER_CUT = """
