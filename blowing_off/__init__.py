@@ -24,10 +24,13 @@ if TYPE_CHECKING:
         Version,
     )
     from .discovery import Discovery, Undiscovered
+    from .migration import VersionMigration
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
+    from .updates.manager import AutoUpdateManager
 
 _HOMES = {
+    "AutoUpdateManager": ".updates.manager",
     "Blocked": ".client",
     "BlowingOffClient": ".client",
     "NotConnected": ".client",
@@ -39,6 +42,7 @@ _HOMES = {
     "Version": ".client",
     "Discovery": ".discovery",
     "Undiscovered": ".discovery",
+    "VersionMigration": ".migration",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
     "SyncRunning": ".store",
@@ -52,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoUpdateManager",
     "BadAnswer",
     "Blocked",
     "BlowingOffClient",
@@ -73,6 +78,7 @@ __all__ = [
     "Undiscovered",
     "Unreachable",
     "Version",
+    "VersionMigration",
 ]
 
 

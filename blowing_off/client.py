@@ -246,6 +246,7 @@ class BlowingOffClient:
         batch_changes, batch_bytes: of one request.
         insecure: allow HTTP to another machine; kept by `connect`.
         ids: makes the id of what is added.
+        after_sync: called when a sync has ended, with what it failed with, if it did; must return at once.
     """
 
     def __init__(
@@ -264,6 +265,7 @@ class BlowingOffClient:
         batch_bytes: int = BATCH_BYTES,
         insecure: bool = False,
         ids: Callable[[], str] = new_id,
+        after_sync: Callable[[InbetweeniesError | None], None] | None = None,
     ) -> None:
         for name, label in (("user", user), ("device", device)):
             if label is not None:
@@ -275,6 +277,7 @@ class BlowingOffClient:
         self.page_rows = page_rows
         self.batch_changes = batch_changes
         self.batch_bytes = batch_bytes
+        self.after_sync = after_sync
         self._path = store
         self._url = url
         self._token = token
@@ -629,11 +632,7 @@ class BlowingOffClient:
         if self._given is not None:
             return self._given
         if self._http is None:
-            url = self._url or self.store.setting("url")
-            if url is None:
-                raise NotConnected("expected the address of a server; none is known. Connect to one first.")
-            token = self._token if self._token is not None else self._kept_token(origin_of(url))
-            insecure = self._insecure or self.store.setting("insecure") is not None
+            url, token, insecure = self.access()
             self._http = HttpTransport(url, token, insecure=insecure)
         return self._http
 
@@ -642,6 +641,18 @@ class BlowingOffClient:
         if not isinstance(transport, HttpTransport):
             return key_of("", None)
         return key_of(transport.origin, transport.credential)
+
+    def access(self) -> tuple[str, str | None, bool]:
+        """The server's address, the token for it, and whether it may be reached over HTTP on another machine.
+
+        Raises:
+            NotConnected: no server is known.
+        """
+        url = self._url or self.store.setting("url")
+        if url is None:
+            raise NotConnected("expected the address of a server; none is known. Connect to one first.")
+        token = self._token if self._token is not None else self._kept_token(origin_of(url))
+        return url, token, self._insecure or self.store.setting("insecure") is not None
 
     def _token_path(self) -> Path | None:
         return None if self.store.path == ":memory:" else Path(f"{self.store.path}.token")
@@ -701,6 +712,17 @@ class BlowingOffClient:
             StoreError: this side could not write it down.
         """
         transport = self._transport()
+        try:
+            report = await self._exchange(transport, progress)
+        except InbetweeniesError as error:
+            if self.after_sync is not None:
+                self.after_sync(error)
+            raise
+        if self.after_sync is not None:
+            self.after_sync(None)
+        return report
+
+    async def _exchange(self, transport: Transport, progress: Callable[[Progress], None] | None) -> SyncReport:
         url = None if self._given is not None else self._url or self.store.setting("url")
         with self.store.syncing():
             try:
@@ -1222,6 +1244,9 @@ def _check_label(name: str, label: str) -> None:
 
 def _introduce(store: LocalStore, user: str | None, device: str | None) -> None:
     """See to it that the store knows who it is."""
+    state = store.state()
+    if state is not None and (device or state.device, user or state.user) == (state.device, state.user):
+        return  # without a write: there are stores that may only be read
     with store.transaction():
         state = store.state()
         known = state or State(device=device or str(uuid.uuid4()), user=user or "local")

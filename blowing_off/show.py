@@ -604,3 +604,26 @@ def import_parts(counts: Mapping[str, int], columns: tuple[str, ...], rows: Sequ
     sheet = Sheet(title="Could not be read", tag="unread", columns=columns, rows=cells)
     document = {**counts, "unread": [dict(zip(columns, row, strict=True)) for row in rows]}
     return document, Facts(pairs=[(word, str(count)) for word, count in told]), sheet
+
+
+def check_parts(document: dict[str, Any], sentence: str) -> Shown:
+    """What is known of updates."""
+    words = {
+        "running": "this release",
+        "available": "available",
+        "server": "server",
+        "installed": "installed",
+        "policy": "updates",
+        "place": "come from",
+    }
+    facts = [(word, str(document[key])) for key, word in words.items() if document[key] is not None]
+    facts += [("not tried again", f"{release}: {why}") for release, why in document["bad"].items()]
+    facts += [("paused", document["paused"])] if document["paused"] else []
+    facts += [("what to do", sentence)] if sentence else []
+    return document, Facts(pairs=facts)
+
+
+def updated_parts(document: dict[str, Any], sentence: str) -> Shown:
+    """What an update did."""
+    cells = tuple(str(document.get(key, "")) for key in ("done", "from", "to", "pending"))
+    return document, Said(sentence=sentence, cells=cells)

@@ -22,6 +22,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from inbetweenies import __version__
 from inbetweenies.errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, clip
 
 TIMEOUT_S: Final = 60.0  # one exchange with its retries: a phone call's patience
@@ -327,7 +328,7 @@ class HttpTransport:
             headers={
                 "Accept": "application/json, application/problem+json",
                 "Accept-Encoding": "gzip, identity",
-                "User-Agent": f"blowing-off/{_release()}",
+                "User-Agent": f"blowing-off/{__version__}",  # so that a server's log tells who would lose by a change
             },
         )
 
@@ -409,7 +410,10 @@ class HttpTransport:
     async def _once(self, method: str, path: str, body: bytes | None, where: str) -> bytes:
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            async with self._client.stream(method, self._base + path, content=body, headers=headers) as response:
+            # Said again here, since a client can be one that somebody else made.
+            async with self._client.stream(
+                method, self._base + path, content=body, headers=headers, follow_redirects=False
+            ) as response:
                 self._used = True
                 return await self._answer(response, where)
         except httpx.InvalidURL as error:

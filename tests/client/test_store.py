@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from blowing_off.store import APPLICATION_ID, LocalStore, SyncRunning
+from blowing_off.migration import APPLICATION_ID
+from blowing_off.store import LocalStore, SyncRunning
 from inbetweenies.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull
 from inbetweenies.model import Ack, Answer, Change, Conflict, Entity, Refused, Relationship, edit_time
 from inbetweenies.replica import Absorbed, Local, Pointer, State, absorb, copy_of, mentions, restart
@@ -114,6 +115,7 @@ def test_a_store_of_a_newer_release_is_refused_with_a_sentence(tmp_path: Path) -
     LocalStore(path).close()
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
+        newer.execute("UPDATE meta SET value = '99' WHERE key IN ('min_reader', 'min_writer')")
     newer.close()
 
     with pytest.raises(StoreError, match=r"format 99, written by a newer release. Update this program"):
