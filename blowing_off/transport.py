@@ -307,7 +307,8 @@ class HttpTransport:
         self.origin = _origin(parsed)
         self.registry_revision: str | None = None
         self.timeout_s = timeout_s
-        self._base = str(parsed).rstrip("/")
+        self.base = str(parsed).rstrip("/")
+        self.agent = f"blowing-off/{_release()}"
         self._wire_bytes_max = wire_bytes_max
         self._decoded_bytes_max = decoded_bytes_max
         self._tries_max = tries_max
@@ -327,7 +328,7 @@ class HttpTransport:
             headers={
                 "Accept": "application/json, application/problem+json",
                 "Accept-Encoding": "gzip, identity",
-                "User-Agent": f"blowing-off/{_release()}",
+                "User-Agent": self.agent,
             },
         )
 
@@ -409,7 +410,7 @@ class HttpTransport:
     async def _once(self, method: str, path: str, body: bytes | None, where: str) -> bytes:
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            async with self._client.stream(method, self._base + path, content=body, headers=headers) as response:
+            async with self._client.stream(method, self.base + path, content=body, headers=headers) as response:
                 self._used = True
                 return await self._answer(response, where)
         except httpx.InvalidURL as error:
