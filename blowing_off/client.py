@@ -15,11 +15,11 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -74,7 +74,10 @@ from inbetweenies.wire import load
 from .discovery import Discovery, Undiscovered, discover
 from .store import ConflictRecord, Counts, LocalStore
 from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, origin_of
-from .versions import Talk, key_of, of_rows
+from .versions import Talk, key_of, of_rows, spoken
+
+if TYPE_CHECKING:
+    from .live import Event
 
 SYNC_PATH: Final = "/api/v1/sync/"
 EDGES_PATH: Final = "/api/v1/graph/relationships"
@@ -636,8 +639,9 @@ class BlowingOffClient:
             self._http = HttpTransport(url, token, insecure=insecure)
         return self._http
 
-    def _server_key(self, transport: Transport) -> str:
+    def _server_key(self) -> str:
         """What is remembered of a server is remembered under this."""
+        transport = self._transport()
         if not isinstance(transport, HttpTransport):
             return key_of("", None)
         return key_of(transport.origin, transport.credential)
@@ -711,7 +715,10 @@ class BlowingOffClient:
             ServedVersionMismatch: it answered in what was not offered; nothing of that was believed.
             StoreError: this side could not write it down.
         """
-        transport = self._transport()
+        return await self.exchange(self._transport(), progress)
+
+    async def exchange(self, transport: Transport, progress: Callable[[Progress], None] | None = None) -> SyncReport:
+        """`sync` over this transport."""
         try:
             report = await self._exchange(transport, progress)
         except InbetweeniesError as error:
@@ -726,12 +733,62 @@ class BlowingOffClient:
         url = None if self._given is not None else self._url or self.store.setting("url")
         with self.store.syncing():
             try:
-                report = await _Sync(self, transport, self._server_key(transport), progress).run(url)
+                report = await _Sync(self, transport, self._server_key(), progress).run(url)
             except (TransportError, RemoteProtocolError) as error:
                 self.store.keep(last_error=str(error))
                 raise
             self.store.keep(last_sync=str(self.clock()), last_error=None)
             return report
+
+    # --- staying connected
+
+    def watch(self, **settings: Any) -> AsyncGenerator[Event, None]:
+        """Stay connected: what others change comes in at once, what is changed here goes out at once, for ever::
+
+            async for event in client.watch():
+                print(event.kind, event.changed)
+
+        Where no WebSocket gets through, and while the server is away, it goes on by itself. `settings` are those of
+        `live.Watch`. See `live.Event`.
+
+        Raises:
+            NotConnected: no server is known.
+            Unauthorized: the server does not take the token.
+        """
+        from .live import Watch
+
+        return Watch(self, **settings).events()
+
+    def http(self) -> HttpTransport:
+        """The transport to the server that is known.
+
+        Raises:
+            NotConnected: none is.
+        """
+        transport = self._transport()
+        if not isinstance(transport, HttpTransport):
+            raise LocalProtocolError("expected a server that is reached over HTTP; got another transport")
+        return transport
+
+    def offer(self) -> tuple[str, ...]:
+        """The wire versions in rows that this client offers, best first."""
+        wires = spoken()
+        return tuple(name for name in self.versions.offer(tuple(wires)) if of_rows(wires[name]))
+
+    def hear(self, after: str | None, body: bytes) -> tuple[str, ...] | None:
+        """Take in what a server told without being asked; the ids that it was about.
+
+        None, and nothing is taken, if it does not go on from where this replica stands: then something was missed.
+
+        Raises:
+            SyncRunning: a sync of this store is under way.
+            RemoteProtocolError: it is no answer that can be believed.
+        """
+        with self.store.syncing():
+            if after is None or after != self.state.cursor:
+                return None
+            sync = _Sync(self, self._transport(), self._server_key(), None)
+            return sync.hear(body)
 
 
 # --- one sync -----------------------------------------------------------------------------------------------------
@@ -871,6 +928,16 @@ class _Sync:
             self.complete = moved
             return moved
         return await self._drained()
+
+    def hear(self, body: bytes) -> tuple[str, ...] | None:
+        """Take in an answer that nobody asked for; the ids that it was about, or None if a sync must follow."""
+        answer = self._told(body)
+        if answer is None:
+            return None
+        absorbed, _ = self._absorb(answer, ())
+        if absorbed.healed or absorbed.offer_again or not absorbed.drained:
+            return None
+        return tuple(dict.fromkeys(id_ for _, id_ in absorbed.pointers))
 
     async def _records(self) -> bool:
         """All there is to say to a server that only speaks v1. Whether another version must follow."""

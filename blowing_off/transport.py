@@ -254,13 +254,6 @@ class _Bearer(httpx.Auth):
         yield request
 
 
-def _release() -> str:
-    """What a server's census counts this client under."""
-    from inbetweenies import __version__
-
-    return __version__
-
-
 class HttpTransport:
     """JSON over HTTP/1.1.
 
@@ -308,7 +301,8 @@ class HttpTransport:
         self.origin = _origin(parsed)
         self.registry_revision: str | None = None
         self.timeout_s = timeout_s
-        self._base = str(parsed).rstrip("/")
+        self.base = str(parsed).rstrip("/")
+        self.agent = f"blowing-off/{__version__}"  # so that a server's log tells who would lose by a change
         self._wire_bytes_max = wire_bytes_max
         self._decoded_bytes_max = decoded_bytes_max
         self._tries_max = tries_max
@@ -328,7 +322,7 @@ class HttpTransport:
             headers={
                 "Accept": "application/json, application/problem+json",
                 "Accept-Encoding": "gzip, identity",
-                "User-Agent": f"blowing-off/{__version__}",  # so that a server's log tells who would lose by a change
+                "User-Agent": self.agent,
             },
         )
 
@@ -412,7 +406,7 @@ class HttpTransport:
         try:
             # Said again here, since a client can be one that somebody else made.
             async with self._client.stream(
-                method, self._base + path, content=body, headers=headers, follow_redirects=False
+                method, self.base + path, content=body, headers=headers, follow_redirects=False
             ) as response:
                 self._used = True
                 return await self._answer(response, where)

@@ -16,6 +16,7 @@ STATUS = {
     "body_too_large": 413,
     "version_retired": 410,
     "unauthorized": 401,
+    "origin_refused": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "timeout": 408,

@@ -29,7 +29,7 @@ from ..registry import Registry
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
-from . import discovery
+from . import discovery, sockets
 from .discovery import Releases, registry_headers, version_headers
 from .http import (
     CHALLENGE,
@@ -51,6 +51,7 @@ from .http import (
     problem_answer,
     refused,
 )
+from .sockets import Sockets
 from .upkeep import Upkeep
 
 T = TypeVar("T")
@@ -172,6 +173,7 @@ class App:
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
+        self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._root},
             "/health": {"GET": self._health},
@@ -195,7 +197,7 @@ class App:
             await self._lifespan(receive, send)
             return
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await self._sockets.serve(scope, receive, send)
             return
         if scope["type"] != "http":
             raise LocalProtocolError(f"expected an http, websocket or lifespan scope; got {scope['type']}")
@@ -213,6 +215,7 @@ class App:
     async def close(self) -> None:
         """Wait for what is being served, write the census down, and let go of the threads. Store and tokens belong to
         who made them."""
+        await self._sockets.close()
         await self._upkeep.write()
         if self._threads is not None:
             threads, self._threads = self._threads, None
@@ -222,19 +225,24 @@ class App:
         """PROTOCOL 2.6: what the request is answered. Raises `GoneError` only."""
         try:
             return await self._handler(call)(call)
-        except RefusalError as refusal:
-            return refusal.answer
-        except RemoteProtocolError as error:
-            return problem_answer(error)
         except GoneError:
             raise
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, and answered
+            return self.answer_for(call, error)
+
+    def answer_for(self, call: Call, error: Exception) -> Answer:
+        """PROTOCOL 2.6: what is answered where serving `call` ended in `error`."""
+        if isinstance(error, RefusalError):
+            return error.answer
+        if isinstance(error, RemoteProtocolError):
+            return problem_answer(error)
+        if isinstance(error, StoreError):
             logger.warning("%s %s: %s", call.id, type(error).__name__, error)
             got = "one that cannot now; try again"
             away = RemoteProtocolError(code="unavailable", expected="a store that can take this", got=got)
-        except Exception:
+        else:
             # A defect of ours, or of a handler or store that was plugged in. What it was stays in the log.
-            logger.exception("%s failed", call.id)
+            logger.error("%s failed", call.id, exc_info=error)
             got = "a failure, which is logged under request_id; try again"
             away = RemoteProtocolError(code="unavailable", expected="to serve this", got=got)
         return problem_answer(away, request=call.id)
@@ -261,17 +269,20 @@ class App:
         return handler
 
     async def _send(self, call: Call, answer: Answer, send: Send) -> None:
-        registry = self._registry()
-        headers = [
+        headers = self.answer_headers(call, answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
+
+    def answer_headers(self, call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
+        """All headers of an answer."""
+        return [
             (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
             *([] if answer.status == 304 else [(b"content-length", b"%d" % len(answer.body))]),
             *self.registry_headers(),
-            *version_headers(registry, answer.served, answer.about),
+            *version_headers(self._registry(), answer.served, answer.about),
             (b"inbetweenies-request-id", call.id.encode()),
             *answer.headers,
         ]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
 
     def _registry(self) -> Registry | None:
         try:
@@ -302,9 +313,24 @@ class App:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
+    # --- for connections that stay open
+
+    async def learn(self) -> None:
+        """See what was decided of wire versions, if that is due."""
+        await self._upkeep.look()
+
+    async def head_seq(self, graph: str) -> int:
+        """Where the log of a graph ends now. Raises `StoreError`."""
+
+        async def read() -> int:
+            async with self._store.transaction(graph, write=False) as tx:
+                return (await tx.read(Reads())).head.seq
+
+        return await self._aside(read)
+
     # --- who speaks, and how much
 
-    def _principal(self, call: Call) -> Principal:
+    def principal(self, call: Call) -> Principal:
         """PROTOCOL 7.1, 7.2: who the token speaks for. Asked before anything of the body is read."""
         if not self.auth:
             return Principal(graph=self._graph, user="local", role="admin")
@@ -395,12 +421,20 @@ class App:
 
     async def _sync(self, call: Call) -> Answer:
         """PROTOCOL 4: one message of any wire version, to its path or to the common one."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         body = await self._body(call, self.router.limits.body_bytes_max)
-        path = SYNC if call.path == "/api/v1/sync" else call.path
-        header, accept, agent = (
+        header = call.headers.get(b"inbetweenies-version")
+        answer = await self.sync(call, principal, body, header=None if header is None else header.decode("latin-1"))
+        if answer.wrote:
+            self._sockets.changed(principal.graph)
+        return answer
+
+    async def sync(self, call: Call, principal: Principal, body: bytes, *, header: str | None) -> Answer:
+        """One sync message; `header` is the wire version that the transport names, if it does."""
+        path = call.path if call.path.startswith(SYNC) and call.path != sockets.PATH else SYNC
+        accept, agent = (
             None if (value := call.headers.get(name)) is None else value.decode("latin-1")
-            for name in (b"inbetweenies-version", b"inbetweenies-accept-versions", b"user-agent")
+            for name in (b"inbetweenies-accept-versions", b"user-agent")
         )
         reply = await self._work(
             lambda: self.router.handle(
@@ -416,11 +450,12 @@ class App:
         if reply.notice is not None:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
         headers = (NO_STORE, RETRY) if reply.status in (429, 503) else (NO_STORE,)
-        return Answer(reply.status, reply.body, headers, reply.served, reply.about)
+        wrote = reply.sighting is not None and reply.sighting.wrote
+        return Answer(reply.status, reply.body, headers, reply.served, reply.about, wrote)
 
     async def _status(self, call: Call) -> Answer:
         """``server_time`` is the stamp of the newest commit, so none to come is at or before it (PROTOCOL 4.2)."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         device = parse_qs(call.scope.get("query_string", b"").decode("latin-1")).get("device_id", [None])[0]
         held = await self._work(lambda: self._held(principal, Reads()))
         registry = self._registry()
@@ -430,12 +465,12 @@ class App:
     async def _conflicts(self, call: Call) -> Answer:
         """Always empty, as on deployed servers: conflicts are settled when they are found, told to the device whose
         push met one (PROTOCOL 6.7), and their losers can be read under ``…/entities/{id}/versions``."""
-        self._principal(call)
+        self.principal(call)
         return ok({"conflicts": []})
 
     async def _resolve(self, call: Call) -> Answer:
         """Nothing waits for a person, so there is no conflict to resolve."""
-        self._principal(call)
+        self.principal(call)
         raise refused("not_found", "a conflict that is open", "none", detail="Not Found")
 
     # --- the graph, read
@@ -446,7 +481,7 @@ class App:
 
     async def _versions(self, call: Call) -> Answer:
         """PROTOCOL 4.1: every row version of an entity in commit order, losers too."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         id_ = call.path[len(ENTITIES) : -len("/versions")]
 
         async def read() -> bytes | None:
@@ -461,7 +496,7 @@ class App:
 
     async def _relationships(self, call: Call) -> Answer:
         """PROTOCOL 3.5: the edges that are there now; deleted ones and edges of deleted entities are not."""
-        principal = self._principal(call)
+        principal = self.principal(call)
 
         async def read() -> bytes:
             rows = (await self._held(principal, Reads(span=Span(after=0, upto=SEQ_MAX)))).span
@@ -489,7 +524,7 @@ class App:
     # --- identity, as deployed clients expect it
 
     async def _me(self, call: Call) -> Answer:
-        principal = self._principal(call)
+        principal = self.principal(call)
         return ok(
             {
                 "user_id": principal.user,

@@ -50,7 +50,9 @@ def run(
     config = uvicorn.Config(
         app,
         http=type("Protocol", (BoundedProtocol,), {"bounds": bounds, "told": staticmethod(app.registry_headers)}),
-        ws="none",
+        ws="websockets-sansio",  # uvicorn's other two are deprecated, or another package
+        ws_max_size=app.router.limits.body_bytes_max,
+        ws_per_message_deflate=False,  # 75 KB a connection, and a few bytes may become gigabytes
         lifespan="on",
         log_config=None,
         log_level="error",  # below that, whoever sends garbage writes the log

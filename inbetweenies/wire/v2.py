@@ -42,7 +42,7 @@ from ..model import (
     parse_cursor,
     parse_time,
 )
-from . import Negotiation
+from . import Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
@@ -222,6 +222,16 @@ class ResponseIn(Struct, kw_only=True):
     features: tuple[str, ...] = ()
 
 
+class _Ended(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to go on from it."""
+
+    changes: tuple[Raw, ...]
+    server_time: str
+    cursor: str | None = None
+    more: bool = False
+    features: tuple[str, ...] = ()
+
+
 class EntityOut(Struct, kw_only=True):
     """PROTOCOL 9.3: an entity as this version says it; used where stored rows hold more than it carries."""
 
@@ -259,6 +269,7 @@ CARRIES: Final = frozenset(f"entity.{name}" for name in EntityOut.__struct_field
 _request = msgspec.json.Decoder(Request)
 _strict = msgspec.json.Decoder(StrictRequest)
 _response = msgspec.json.Decoder(ResponseIn)
+_any = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.Encoder().encode
 # A model that has grown fields since must not leak them into this version (PROTOCOL 5.8).
 _STORED_AS_SERVED: Final = (
@@ -268,6 +279,9 @@ _STORED_AS_SERVED: Final = (
 
 
 # --- to the model -------------------------------------------------------------------------------------------------
+
+
+_ended = msgspec.json.Decoder(_Ended)
 
 
 def _entity(value: EntityIn, delete: bool) -> Entity:
@@ -512,6 +526,25 @@ class V2:
                 features=sorted(FEATURES) if modern else UNSET,
                 negotiation=negotiation,
             )
+        )
+
+    def follow(self, body: bytes, answer: bytes) -> Follow | None:
+        """PROTOCOL 5.15: the same again, from where `answer` ended and without its changes."""
+        asked: dict[str, Any] = checked_decode(_any, body)
+        told: _Ended = checked_decode(_ended, answer)
+        request = {name: value for name, value in asked.items() if name not in ("cursor", "filters")}
+        filters = {name: value for name, value in (asked.get("filters") or {}).items() if name != "since"}
+        if told.features:
+            request["cursor"] = told.cursor
+        else:
+            filters["since"] = told.server_time
+        if filters:
+            request["filters"] = filters
+        return Follow(
+            request=_encode({**request, "sync_type": "delta", "changes": []}),
+            after=told.cursor,
+            news=bool(told.changes),
+            more=told.more,
         )
 
     # The client's side of the same messages.

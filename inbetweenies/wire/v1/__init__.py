@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from ...limits import Limits
 from ...model import Context, Plan, SyncRequest, SyncResponse, format_time
-from .. import Negotiation
+from .. import Follow, Negotiation
 from . import codec, lens, pull, push
 from .codec import Done, Message, Push, Read, SyncAckResponse
 
@@ -58,6 +58,10 @@ class V1:
             delta = yield from pull.down(message, response, context, negotiated=foreign)
             return codec.encode(delta, negotiation)
         return codec.encode(SyncAckResponse(server_time=format_time(context.now)), negotiation)
+
+    def follow(self, body: bytes, answer: bytes) -> Follow | None:
+        """PROTOCOL 5.15: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
+        return codec.follow(body, answer)
 
 
 WIRE: Final = V1()

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ...errors import RemoteProtocolError, clip
 from ...limits import Limits, canonical, checked_decode
 from ...model import SEQ_MAX, Kind, format_time, parse_time
-from .. import Negotiation
+from .. import Follow, Negotiation
 
 NAME: Final = "inbetweenies-v1"
 ANONYMOUS: Final = "anonymous"
@@ -351,6 +351,28 @@ def encode(answer: SyncDelta | SyncResult | SyncAckResponse, negotiation: Negoti
         answer.protocol_version = NAME
         answer.negotiation = negotiation
     return _encode(answer)
+
+
+class _Ended(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to go on from it."""
+
+    type: str
+    server_time: str
+    changes: tuple[Raw, ...] = ()
+
+
+_ended = msgspec.json.Decoder(_Ended)
+_any = msgspec.json.Decoder(dict[str, Any])
+
+
+def follow(body: bytes, answer: bytes) -> Follow | None:
+    """PROTOCOL 5.15: a request asks for the same again; what else a client says does not tell what it wants."""
+    told = checked_decode(_ended, answer)
+    if told.type != "sync_delta":
+        return None
+    asked: dict[str, Any] = checked_decode(_any, body)
+    request = {**asked, "last_sync": told.server_time}
+    return Follow(request=_encode(request), after=None, news=bool(told.changes))
 
 
 # --- what a request means -----------------------------------------------------------------------------------------
