@@ -33,7 +33,7 @@ from .transport import (
 )
 
 SOCKET_PATH: Final = "/api/v1/sync/ws"
-#: PROTOCOL 5.13: offered last: a server that serves none of the others can still say why.
+#: PROTOCOL 5.16: offered last: a server that serves none of the others can still say why.
 BOOTSTRAP: Final = "inbetweenies"
 FRAME_BYTES_MAX: Final = 32 * 2**20
 OPEN_SECONDS: Final = 10.0

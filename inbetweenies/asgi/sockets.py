@@ -1,6 +1,6 @@
 """WebSocket connections: the sync messages of HTTP, one a frame, and what others change pushed as it is committed.
 
-Read `Connection.run`. A connection speaks one wire version from its first message to its end (PROTOCOL 5.13). What is
+Read `Connection.run`. A connection speaks one wire version from its first message to its end (PROTOCOL 5.16). What is
 pushed is the answer to the connection's own last request, asked again where its last answer ended; so a frame that gets
 lost is healed by the next request, and there is no queue that could grow. Nothing here looks into a sync message.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .application import App
 
 PATH: Final = "/api/v1/sync/ws"
-#: PROTOCOL 5.13: offered last by clients of every age: it means "let me read why not".
+#: PROTOCOL 5.16: offered last by clients of every age: it means "let me read why not".
 BOOTSTRAP: Final = "inbetweenies"
 TOKENS_MAX: Final = 16  # of an offer; more is no offer
 TOKEN_LETTERS_MAX: Final = 64
 LOOK_SECONDS: Final = 1.0  # between two looks at what other processes wrote and decided
 
-#: PROTOCOL 5.14: with which code a connection ends after a problem; other problems do not end it.
+#: PROTOCOL 5.17: with which code a connection ends after a problem; other problems do not end it.
 CLOSE_CODES: Final = {
     "malformed_body": 4400,
     "malformed_version": 4400,
@@ -95,7 +95,7 @@ class Sockets:
     # --- handshake
 
     async def _admitted(self, call: Call, offered: list[str], send: Send) -> Connection:
-        """PROTOCOL 5.13, 7.2: who may connect, and the wire version that is spoken.
+        """PROTOCOL 5.16, 7.2: who may connect, and the wire version that is spoken.
 
         Raises:
             RefusalError: the handshake is refused with an answer as on HTTP.

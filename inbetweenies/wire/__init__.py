@@ -28,7 +28,7 @@ class Negotiation(Struct, frozen=True, kw_only=True):
 
 
 class Follow(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 5.15: how a peer that stays connected goes on from an answer.
+    """PROTOCOL 5.18: how a peer that stays connected goes on from an answer.
 
     A wire version that can do so has a method ``follow(body, answer) -> Follow | None``; None if `answer` leaves it
     open what the peer would ask next.

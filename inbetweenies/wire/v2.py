@@ -529,7 +529,7 @@ class V2:
         )
 
     def follow(self, body: bytes, answer: bytes) -> Follow | None:
-        """PROTOCOL 5.15: the same again, from where `answer` ended and without its changes."""
+        """PROTOCOL 5.18: the same again, from where `answer` ended and without its changes."""
         asked: dict[str, Any] = checked_decode(_any, body)
         told: _Ended = checked_decode(_ended, answer)
         request = {name: value for name, value in asked.items() if name not in ("cursor", "filters")}

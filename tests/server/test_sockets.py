@@ -253,6 +253,18 @@ async def test_a_v1_client_that_stays_connected_is_told_as_well(home: Home) -> N
     assert "villa" in [change["entity_id"] for change in told["changes"]]
 
 
+async def test_a_v1_client_pushes_over_its_connection(home: Home) -> None:
+    record = {"id": "shed", "name": "Shed", "is_primary": False, "created_at": "2026-06-15T09:40:00"}
+    record |= {"updated_at": "2026-06-15T09:40:00", "sync_id": None}
+    change = {"entity_type": "home", "entity_id": "shed", "operation": "update", "data": record, "client_sync_id": "1"}
+    async with home.connected(V1) as socket:
+        told = await ask(socket, {"type": "sync_push", "client_id": "old", "changes": [change]})
+        acked = await ask(socket, {"type": "sync_ack", "client_id": "old", "sync_completed_at": "2026-06-15T09:41:00"})
+
+    assert ["1"] == [applied["client_sync_id"] for applied in told["applied"]]
+    assert "acknowledged" == acked["status"]
+
+
 async def test_nobody_is_told_of_another_graph(home: Home) -> None:
     async with home.connected(V2) as socket:
         start = await ask(socket, modern())

@@ -60,7 +60,7 @@ class V1:
         return codec.encode(SyncAckResponse(server_time=format_time(context.now)), negotiation)
 
     def follow(self, body: bytes, answer: bytes) -> Follow | None:
-        """PROTOCOL 5.15: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
+        """PROTOCOL 5.18: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
         return codec.follow(body, answer)
 
 

@@ -357,7 +357,7 @@ class _Ended(Struct, kw_only=True):
     """What is looked at of an answer of ours, to go on from it."""
 
     type: str
-    server_time: str
+    server_time: str = ""
     changes: tuple[Raw, ...] = ()
 
 
@@ -366,7 +366,7 @@ _any = msgspec.json.Decoder(dict[str, Any])
 
 
 def follow(body: bytes, answer: bytes) -> Follow | None:
-    """PROTOCOL 5.15: a request asks for the same again; what else a client says does not tell what it wants."""
+    """PROTOCOL 5.18: a request asks for the same again; what else a client says does not tell what it wants."""
     told = checked_decode(_ended, answer)
     if told.type != "sync_delta":
         return None
