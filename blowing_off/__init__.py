@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         SyncReport,
         Version,
     )
-    from .discovery import Discovery, Undiscovered
     from .migration import VersionMigration
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
@@ -40,8 +39,6 @@ _HOMES = {
     "Status": ".client",
     "SyncReport": ".client",
     "Version": ".client",
-    "Discovery": ".discovery",
-    "Undiscovered": ".discovery",
     "VersionMigration": ".migration",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
@@ -61,7 +58,6 @@ __all__ = [
     "Blocked",
     "BlowingOffClient",
     "ConflictRecord",
-    "Discovery",
     "HttpTransport",
     "LocalStore",
     "NotConnected",
@@ -75,7 +71,6 @@ __all__ = [
     "Transport",
     "TransportError",
     "Unauthorized",
-    "Undiscovered",
     "Unreachable",
     "Version",
     "VersionMigration",

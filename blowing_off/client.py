@@ -71,7 +71,6 @@ from inbetweenies.replica import (
 )
 from inbetweenies.wire import load
 
-from .discovery import Discovery, Undiscovered, discover
 from .store import ConflictRecord, Counts, LocalStore
 from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, origin_of
 from .versions import Talk, key_of, of_rows, spoken
@@ -690,15 +689,6 @@ class BlowingOffClient:
         path = self._token_path()
         if path is not None:
             path.unlink(missing_ok=True)
-
-    async def discover(self) -> Discovery | Undiscovered:
-        """Ask the server which wire versions it serves, and which releases it names. Never raises for what a server
-        or a network does; a sync needs none of it.
-
-        Raises:
-            NotConnected: no server is known.
-        """
-        return await discover(self._transport())
 
     async def sync(self, progress: Callable[[Progress], None] | None = None) -> SyncReport:
         """Exchange everything with the server: push what waits, pull what is new, and say whether both are equal.

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 import blowing_off.versions
-from blowing_off import BlowingOffClient, Undiscovered, Unreachable
+from blowing_off import AutoUpdateManager, BlowingOffClient, Unreachable
 from blowing_off.transport import HttpTransport
+from blowing_off.updates.check import Unknown
 from blowing_off.versions import Talk, key_of, spoken
 from inbetweenies import cli
 from inbetweenies.auth import SqliteTokens
@@ -50,15 +51,15 @@ async def test_a_deployed_v2_server_is_synced_with_although_it_says_nothing_of_v
     fake = Deployed()
     with standing(DeployedV2(fake)) as address:
         async with client(tmp_path / "ann.db", address.url) as ann, client(tmp_path / "bob.db", address.url) as bob:
-            nothing = await ann.discover()
+            nothing = await AutoUpdateManager(address.url).check_for_updates()
             room = await ann.add("room", "Hall")
             lamp = await ann.add("device", "Lamp", {"on": True})
             await ann.link(lamp.id, room.id, "located_in")
             mine, theirs = await ann.sync(), await bob.sync()
             shown = (await names(bob), len(await bob.links()))
 
-    assert isinstance(nothing, Undiscovered)
-    assert ("absent", V2, 0, V2, 3) == (nothing.reason, mine.served, mine.pending, theirs.served, theirs.pulled)
+    assert isinstance(nothing, Unknown)
+    assert (V2, 0, V2, 3) == (mine.served, mine.pending, theirs.served, theirs.pulled)
     assert (["Hall", "Lamp"], 1) == shown
     assert {"GET", "POST"} == {method for method, _ in address.seen}
     assert not {"sync/request", "sync/push", "sync/ack"} & set(address.versions())
@@ -69,15 +70,15 @@ async def test_a_deployed_v1_server_is_synced_with_and_asked_in_v1_first_from_th
     fake.put("home", id="home-1", name="House", is_primary=True)
     with standing(DeployedV1(fake)) as address:
         async with client(tmp_path / "ann.db", address.url) as ann:
-            nothing = await ann.discover()
+            nothing = await AutoUpdateManager(address.url).check_for_updates()
             first = await ann.sync()
             await ann.add("room", "Hall")
             before = len(address.seen)
             second = await ann.sync()
             shown = await names(ann)
 
-    assert isinstance(nothing, Undiscovered)
-    assert ("absent", V1, V1) == (nothing.reason, first.served, second.served)
+    assert isinstance(nothing, Unknown)
+    assert (V1, V1) == (first.served, second.served)
     assert ["Hall", "House"] == shown
     asked = [name.removeprefix("/api/") for name in address.versions()]
     assert ["version", "sync/", "sync/request", "sync/ack"] == asked[:before]
@@ -443,7 +444,7 @@ async def test_a_running_server_is_switched_to_v1_and_back_under_two_clients(tmp
                 await ann.add("device", f"Lamp {verb}", {"secret": verb})
                 served += [(await one.sync()).served for one in (ann, bob)]
             reports = [await one.sync() for one in (ann, bob, ann)]
-            equal, discovered = same(ann, bob), await ann.discover()
+            equal = same(ann, bob)
 
     store = SqliteStore(db)
     async with store.transaction("home", write=False) as tx:
@@ -453,5 +454,3 @@ async def test_a_running_server_is_switched_to_v1_and_back_under_two_clients(tmp
     assert {(0, True)} == {(report.pending, report.equal) for report in reports}
     assert equal
     assert 3 == len(held)
-    assert isinstance(discovered, blowing_off.Discovery)
-    assert ((V2, V1), V2) == (discovered.supported_versions, discovered.preferred_version)
