@@ -319,6 +319,9 @@ def test_a_release_that_does_not_work_is_undone_and_not_tried_again(
     assert ["Reading lamp"] == home.waiting()
     assert "1.1.0" in home.remembered["memory"]["bad"]
     assert home.remembered["touching"] is None
+    # What can be seen before anything is replaced is seen then: nothing had to be kept aside.
+    touched = [*home.folder.glob("home.db.update/1.0.0-*")]
+    assert (installed == "by_pip") == bool(touched)
 
     home.server.minimum = "1.1"  # an hour later, say
     forget_when(home)
