@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .homekit import Unread
     from .store import ConflictRecord, LocalStore
     from .transfer import Tally
+    from .updates.manager import AutoUpdateManager
 
 Work = Callable[..., int]
 AsyncWork = Callable[..., Awaitable[int]]
@@ -501,10 +502,16 @@ async def sync(session: Session, client: BlowingOffClient) -> int:
     \b
       blowing-off sync
     """
-    from . import upkeep
+    updates: AutoUpdateManager | None = None
 
-    updates = upkeep.manager_of(client, session.screen)
-    client.after_sync = updates.after_sync
+    def ended(error: InbetweeniesError | None) -> None:
+        from . import upkeep  # not before: nothing about updates may hold up a sync
+
+        nonlocal updates
+        updates = upkeep.manager_of(client, session.screen)
+        updates.after_sync(error)
+
+    client.after_sync = ended
     with session.screen.progress("Exchanging") as tick:
 
         def moved(progress: Progress) -> None:
@@ -513,7 +520,7 @@ async def sync(session: Session, client: BlowingOffClient) -> int:
         try:
             report = await client.sync(moved)
         except InbetweeniesError:
-            await upkeep.after_sync(updates, failed=True, store=client.store.path)
+            await _upkeep(session, updates, failed=True)
             raise
     session.screen.show(*sync_parts(report))
     if report.refused:
@@ -522,8 +529,16 @@ async def sync(session: Session, client: BlowingOffClient) -> int:
         session.screen.note(f"`{session.command('conflicts')}` shows what two people changed at once; nothing is lost")
     if not report.complete:
         session.screen.note("the server has more to tell; sync again")
-    await upkeep.after_sync(updates, failed=False, store=client.store.path)
+    await _upkeep(session, updates, failed=False)
     return LEFT if report.pending or report.conflicts or not report.complete else DONE
+
+
+async def _upkeep(session: Session, updates: AutoUpdateManager | None, *, failed: bool) -> None:
+    """Wait for what a sync has set off in the background; go on as another release if it was an update."""
+    from . import upkeep
+
+    if updates is not None:
+        await upkeep.after_sync(updates, failed=failed, store=str(session.path))
 
 
 @verb("update")

@@ -13,7 +13,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Literal, NoReturn, Protocol, Self
 
 import httpx
 from msgspec import Struct
@@ -34,7 +34,7 @@ from .detect import look
 from .install import Done, Server, Updater, describe
 from .layout import Layout, classify
 from .prompt import Asker, Choice, ask, attended, explain
-from .restart import UPDATED_VARIABLE
+from .restart import UPDATED_VARIABLE, Restart, go_on
 from .state import StateFile
 
 logger = logging.getLogger(__name__)
@@ -284,8 +284,9 @@ class AutoUpdateManager:
 
     @property
     def _may_install(self) -> bool:
-        # A process that has just been updated does not do it again, whatever it finds.
-        return self.store is not None and self.layout.automatic and UPDATED_VARIABLE not in os.environ
+        # An update after which the old release still runs is not made again by that one, whatever it finds.
+        stuck = os.environ.get(UPDATED_VARIABLE) == self.running
+        return self.store is not None and self.layout.automatic and not stuck
 
     @property
     def _pending(self) -> int:
@@ -327,6 +328,10 @@ class AutoUpdateManager:
         if self.store is None:
             raise UpdateFailed("no_file", "expected a store that is updated with the program; none was given")
         return Updater(self.store, self.state, self.layout, self.channel, server=self._server, running=self.running)
+
+    def restart(self, done: Done) -> NoReturn:
+        """Become the release that was installed, with the arguments of this process. Close stores before."""
+        go_on(Restart(None, done.before))
 
     # --- in the background ----------------------------------------------------------------------------------------
 

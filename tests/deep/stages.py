@@ -46,6 +46,18 @@ STAGES: Final = {
         1,
         ("tests/deep/negotiation.py",),
     ),
+    "updates": Stage(
+        "{count} histories of a client among enemies, 100 steps each",
+        5_000,
+        1,
+        ("tests/updates/test_decide.py::test_any_enemies",),
+    ),
+    "formats": Stage(
+        "{count} stores taken from format to format and edited in between",
+        2_000,
+        1,
+        ("tests/client/test_migration.py::test_no_write_is_lost_however_often_the_format_changes",),
+    ),
     "gate": Stage(
         "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
     ),

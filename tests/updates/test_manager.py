@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -22,7 +24,7 @@ from blowing_off.updates import manager as module
 from blowing_off.updates.channel import Offer, Part, UpdateFailed
 from blowing_off.updates.check import Compatible, ServerTooOld, Unknown, UpdateRecommended, UpdateRequired
 from blowing_off.updates.decide import DAY_US, HOUR_US, Ask, Availability, Install, Nothing, Tell, UpdateNeeded, Wanted
-from blowing_off.updates.install import Updater
+from blowing_off.updates.install import Done, Updater
 from blowing_off.updates.layout import Layout
 from blowing_off.updates.restart import UPDATED_VARIABLE
 from inbetweenies.errors import LocalProtocolError, StoreError
@@ -383,14 +385,33 @@ async def test_an_update_that_fails_is_told_and_everything_goes_on(store: LocalS
     assert {"1.2.0": 1} == manager.state.read().memory.attempts
 
 
-async def test_a_process_that_was_just_updated_does_not_do_it_again(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("came_from", "move"), [("1.0.0", Tell), ("0.9", Install)])
+async def test_an_update_that_changed_nothing_is_not_made_again_by_the_process_after_it(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, came_from: str, move: type
 ) -> None:
-    monkeypatch.setenv(UPDATED_VARIABLE, "0.9")
+    monkeypatch.setenv(UPDATED_VARIABLE, came_from)
     body = {**GOOD, "min_client_version": "1.1"}
     manager = managed(Says(body), store, channel=Shelf("1.2.0"), policy="auto", teller=lambda _: None)
 
-    assert isinstance((await manager.run()).move, Tell)
+    assert move is type((await manager.run()).move)
+
+
+def test_a_program_goes_on_as_the_release_that_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone: list[tuple[Any, ...]] = []
+
+    def become(*given: Any) -> None:
+        gone.append(given)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", become)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "their_daemon", "--port", "1"])
+
+    with pytest.raises(SystemExit):
+        managed().restart(Done(before="1.0.0", after="1.1.0", backup=tmp_path, pending=0))
+
+    [(program, command, environment)] = gone
+    assert [program, "-m", "their_daemon", "--port", "1"] == command
+    assert "1.0.0" == environment[UPDATED_VARIABLE]
 
 
 def test_without_a_store_nothing_is_installed() -> None:

@@ -319,6 +319,9 @@ def test_a_release_that_does_not_work_is_undone_and_not_tried_again(
     assert ["Reading lamp"] == home.waiting()
     assert "1.1.0" in home.remembered["memory"]["bad"]
     assert home.remembered["touching"] is None
+    # What can be seen before anything is replaced is seen then: nothing had to be kept aside.
+    touched = [*home.folder.glob("home.db.update/1.0.0-*")]
+    assert (installed == "by_pip") == bool(touched)
 
     home.server.minimum = "1.1"  # an hour later, say
     forget_when(home)
@@ -509,6 +512,24 @@ def test_a_tool_makes_the_update_itself_and_a_bad_release_is_put_back_under_it(
 
     assert "1.0.0" == home.json("update", "--rollback")["to"]
     assert ("1.0.0", record) == (home.release, (home.folder / RECORDS[installed]).read_text())
+
+
+def test_a_tool_that_says_done_and_did_nothing_is_not_believed(home: Home) -> None:
+    wheel(home.channel, "1.1.0")
+    receipt = home.folder / RECORDS["home"]
+    # As `uv tool install inbetweenies==1.0.0` leaves it: then an upgrade ends with 0 and changes nothing.
+    pinned = receipt.read_text().replace(
+        '{ name = "inbetweenies" }', '{ name = "inbetweenies", specifier = "==1.0.0" }'
+    )
+    receipt.write_text(pinned)
+
+    refused = home.json("update", code=1)
+
+    assert "not_installed" == refused["error"]["code"]
+    assert "the tool ended well, but what is installed then is 1.0.0" in refused["error"]["message"]
+    assert ("1.0.0", pinned) == (home.release, receipt.read_text())
+    assert {} == home.remembered["memory"]["bad"]  # that is not the release's fault
+    assert ["Desk lamp"] == home.waiting()
 
 
 def test_a_working_copy_is_told_how_and_left_alone(tmp_path: Path, server: Demanding) -> None:
