@@ -68,6 +68,11 @@ def check_problem(status: int, body: bytes) -> None:
     assert CANARY.encode() not in body
 
 
+def echoed(sent: bytes, told: bytes) -> bool:
+    """Whether twelve bytes in a row of what was sent stand in an answer; fewer can be words of our own."""
+    return any(sent[at : at + 12] in told for at in range(len(sent) - 11))
+
+
 class Tally:
     """Counts outcomes, and prints them for whoever reads the run."""
 

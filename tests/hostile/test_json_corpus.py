@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 
 from blowing_off import BlowingOffClient
 from inbetweenies.limits import canonical
-from tests.hostile.support import CANARY, Line, Reply, Site, Tally
+from tests.hostile.support import CANARY, Line, Reply, Site, Tally, echoed
 from tests.server.calls import SYNC, entity, sync, write
 
 PUSH = "/api/v1/sync/push"
@@ -159,11 +159,6 @@ async def test_every_file_is_judged_right_wherever_it_stands_and_what_is_taken_c
     check_read_back(served, taken["a value in content"], taken["content"])
     await check_second_client(site, served, tmp_path)
     check_v1_values(line, taken["a v1 value"])
-
-
-def echoed(sent: bytes, told: bytes) -> bool:
-    """Whether twelve bytes in a row of what was sent stand in an answer; fewer can be words of our own."""
-    return any(sent[at : at + 12] in told for at in range(len(sent) - 11))
 
 
 # --- what was taken can be had --------------------------------------------------------------------------------------
