@@ -49,7 +49,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def a_timeout_lowers(patch: pytest.MonkeyPatch) -> None:
-    """L1: no answer in time is taken for a refusal of the version."""
+    """No answer in time is taken for a refusal of the version."""
     real = offers.step
 
     def step(course: Course, signal: Any) -> Any:
@@ -59,7 +59,7 @@ def a_timeout_lowers(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_missing_page_lowers(patch: pytest.MonkeyPatch) -> None:
-    """L1: 404 is taken for a refusal of the version."""
+    """404 is taken for a refusal of the version."""
     real = offers.step
 
     def step(course: Course, signal: Any) -> Any:
@@ -69,7 +69,7 @@ def a_missing_page_lowers(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_status_with_a_list_lowers(patch: pytest.MonkeyPatch) -> None:
-    """L1: a list is believed whatever it comes with."""
+    """A list is believed whatever it comes with."""
     real = offers.signal_of
     patch.setattr(
         offers, "signal_of", lambda **told: real(**(told | ({"status": 400} if told.get("supported") else {})))
@@ -77,7 +77,7 @@ def any_status_with_a_list_lowers(patch: pytest.MonkeyPatch) -> None:
 
 
 def overlap_of_ranges(patch: pytest.MonkeyPatch) -> None:
-    """L2: the overlap is computed from the ends of both ranges."""
+    """The overlap is computed from the ends of both ranges."""
 
     def select(offer: Any, registry: Registry) -> str | None:
         ours, theirs = registry.accepted, [name for name in NAMES if name in offer]
@@ -88,7 +88,7 @@ def overlap_of_ranges(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_wrong_side(patch: pytest.MonkeyPatch) -> None:
-    """L3: it is always the other one who is behind."""
+    """It is always the other one who is behind."""
     real = negotiation.side_of
     swapped = {"client": "server", "server": "client", "unknown": "unknown"}
     for module in (negotiation, offers):
@@ -96,7 +96,7 @@ def the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 
 
 def served_without_a_word(patch: pytest.MonkeyPatch) -> None:
-    """L6: a client takes a success for what it asked for."""
+    """A client takes a success for what it asked for."""
     real = offers.step
 
     def step(course: Course, signal: Any) -> Any:
@@ -106,7 +106,7 @@ def served_without_a_word(patch: pytest.MonkeyPatch) -> None:
 
 
 def an_echo_of_what_was_asked(patch: pytest.MonkeyPatch) -> None:
-    """L6: a server serves whatever is named, known or not."""
+    """A server serves whatever is named, known or not."""
     real = negotiation.negotiate
 
     def negotiate(requested: Any, offer: Any, **more: Any) -> Any:
@@ -116,7 +116,7 @@ def an_echo_of_what_was_asked(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_hint_for_ever(patch: pytest.MonkeyPatch) -> None:
-    """L12: what served once is asked for, whoever it was and whenever."""
+    """What served once is asked for, whoever it was and whenever."""
 
     def begin(offer: tuple[str, ...], hint: Hint | None, **_: Any) -> Course:
         return Course(offer=offer, named=hint.served if hint is not None else offer[0])
@@ -125,13 +125,13 @@ def a_hint_for_ever(patch: pytest.MonkeyPatch) -> None:
 
 
 def never_up_again(patch: pytest.MonkeyPatch) -> None:
-    """L12: a client that was lowered stays there as long as it is served."""
+    """A client that was lowered stays there as long as it is served."""
     real = offers._served
     patch.setattr(offers, "_served", lambda course, signal: real(course, replace(signal, supported=())))
 
 
 def the_greatest_means_all_below(patch: pytest.MonkeyPatch) -> None:
-    """L14: what is told is everything up to the newest, served or not."""
+    """What is told is everything up to the newest, served or not."""
 
     def told_to(offer: Any, registry: Registry) -> tuple[str, ...]:
         return NAMES[NAMES.index(registry.accepted[0]) :]
@@ -140,7 +140,7 @@ def the_greatest_means_all_below(patch: pytest.MonkeyPatch) -> None:
 
 
 def order_of_text(patch: pytest.MonkeyPatch) -> None:
-    """L14: the greatest name is the newest version, so v2 beats v10."""
+    """The greatest name is the newest version, so v2 beats v10."""
 
     def select(offer: Any, registry: Registry) -> str | None:
         return max((name for name in offer if name in registry.accepted), default=None)
@@ -149,7 +149,7 @@ def order_of_text(patch: pytest.MonkeyPatch) -> None:
 
 
 def off_is_unknown(patch: pytest.MonkeyPatch) -> None:
-    """L13: a version that was switched off is treated as one that was never heard of."""
+    """A version that was switched off is treated as one that was never heard of."""
     real = negotiation.negotiate
 
     def negotiate(requested: Any, offer: Any, *, has_changes: bool, registry: Registry) -> Any:
@@ -171,13 +171,13 @@ def a_list_that_contradicts_itself(patch: pytest.MonkeyPatch) -> None:
 
 
 def as_many_tries_as_there_are_versions(patch: pytest.MonkeyPatch) -> None:
-    """L1: a message that was sent in another version already is sent in the next one."""
+    """A message that was sent in another version already is sent in the next one."""
     real = offers._again
     patch.setattr(offers, "_again", lambda course, supported: real(replace(course, retried=False), supported))
 
 
 def the_clients_order(patch: pytest.MonkeyPatch) -> None:
-    """L2: the server takes the client's favourite instead of its own."""
+    """The server takes the client's favourite instead of its own."""
     patch.setattr(
         negotiation, "select", lambda offer, registry: next((name for name in offer if name in registry.accepted), None)
     )
