@@ -51,6 +51,7 @@ from .model import (
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
 NOTHING: Final = Head(epoch="")
+MILLISECOND: Final = 1_000  # in microseconds
 VISIT_BYTES: Final = 64  # what looking at one ancestor counts for: about as much as decoding so much of a row
 
 
@@ -122,7 +123,7 @@ def reads(request: SyncRequest) -> Reads:
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
         chains=(request.cursor.seq,) if request.cursor else (),
-        stamp=request.since,
+        stamp=None if request.since is None else request.since + request.since_span,
         device=request.device,
     )
 
@@ -193,7 +194,7 @@ def decide(
     """PROTOCOL 4.4 to 4.7 and 6: what becomes of every pushed item, as one commit.
 
     `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's
-    clock in microseconds; it is only ever used through `max(now, last stamp + 1)`.
+    clock in microseconds; for stamps it is only used where it is ahead of the last one.
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
@@ -202,7 +203,7 @@ def decide(
     # PROTOCOL 4.6: entities before relationships over the whole batch.
     for change in request.changes:
         for index, edge in enumerate(change.relationships):
-            work.take_edge(edge, f"{change.pointer}/relationships/{index}")
+            work.take_edge(edge, f"{change.pointer}/relationships/{index}", aside=("edge", edge.id) in change.aside)
     return work.decision()
 
 
@@ -217,6 +218,8 @@ class _Work:
         self.policy = policy
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
+        # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
+        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.seq else TIME_MIN
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
         self.current.update({("edge", id_): row for id_, row in held.edges.items()})
         self.versions = dict(held.versions)
@@ -246,7 +249,10 @@ class _Work:
             self.seen_again(known, hash_, entity)
             return
         current = self.current.get(("entity", entity.id))
-        if current is None:
+        if ("entity", entity.id) in change.aside:
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+        elif current is None:
             if change.delete and not entity.parent_versions:
                 self.ack("entity", entity.id, entity.version, "noop_delete")
             else:
@@ -392,8 +398,8 @@ class _Work:
 
     # edges
 
-    def take_edge(self, edge: Relationship, pointer: str) -> None:
-        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current."""
+    def take_edge(self, edge: Relationship, pointer: str, *, aside: bool) -> None:
+        """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current unless it is put `aside`."""
         refusal = check_edge(edge, pointer, self.limits)
         if refusal is not None:
             self.refuse("edge", edge.id, refusal)
@@ -422,6 +428,7 @@ class _Work:
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
+        outcome: Outcome = "lost_kept" if known is not None else "superseded" if aside else "applied"
         edit, timed = arrival(named.version, self.now)
         self.add(
             "edge",
@@ -430,7 +437,7 @@ class _Work:
             body,
             hash_,
             # Other content under a version that is taken is kept, but it does not replace what came first.
-            current=known is None,
+            current=outcome == "applied",
             edit=edit,
             timed=timed,
             deleted=says_deleted(named.properties),
@@ -439,7 +446,7 @@ class _Work:
             from_id=named.from_entity_id,
             to_id=named.to_entity_id,
         )
-        self.ack("edge", named.id, edge.version, "applied" if known is None else "lost_kept")
+        self.ack("edge", named.id, edge.version, outcome)
 
     # rows
 
@@ -463,8 +470,9 @@ class _Work:
     ) -> Row:
         """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
         self.seq += 1
-        # The wall clock may stand still or step back; stamps never do.
-        self.stamp = max(self.now, self.stamp + 1)
+        # The wall clock may stand still or step back; stamps never do. Between two commits they leave one out, so that
+        # stamp less seq is one number for the rows of a commit, and greater in the next.
+        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2), self.earliest)
         self.chain = next_chain(self.chain, hash_)
         before = self.current.get((kind, id_))
         row = Row(
@@ -476,7 +484,8 @@ class _Work:
             stamp=self.stamp,
             edit=edit,
             timed=timed,
-            rise=edit if before is None else max(edit, before.rise + 1, above + 1),
+            # Not by one alone: a time made of this and of the rises of other rows must rise with each of them.
+            rise=edit if before is None else max(edit, before.rise + self.seq - before.seq, above + 1),
             born=edit if before is None else before.born,
             deleted=deleted,
             entity_type=type_,

@@ -7,6 +7,7 @@ deployed peers do not know are additive, and where an answer changes shape for t
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
@@ -41,11 +42,14 @@ from ..model import (
     parse_cursor,
     parse_time,
 )
-from . import Negotiation
+from . import Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
 PATH: Final = "/api/v1/sync/"
+
+#: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
+_CUT: Final = re.compile(r".*\.[0-9]{3}Z", re.ASCII)
 
 SyncType = Literal["full", "delta", "entities", "relationships"]
 ChangeType = Literal["create", "update", "delete"]
@@ -218,6 +222,16 @@ class ResponseIn(Struct, kw_only=True):
     features: tuple[str, ...] = ()
 
 
+class _Ended(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to go on from it."""
+
+    changes: tuple[Raw, ...]
+    server_time: str
+    cursor: str | None = None
+    more: bool = False
+    features: tuple[str, ...] = ()
+
+
 class EntityOut(Struct, kw_only=True):
     """PROTOCOL 9.3: an entity as this version says it; used where stored rows hold more than it carries."""
 
@@ -255,6 +269,7 @@ CARRIES: Final = frozenset(f"entity.{name}" for name in EntityOut.__struct_field
 _request = msgspec.json.Decoder(Request)
 _strict = msgspec.json.Decoder(StrictRequest)
 _response = msgspec.json.Decoder(ResponseIn)
+_any = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.Encoder().encode
 # A model that has grown fields since must not leak them into this version (PROTOCOL 5.8).
 _STORED_AS_SERVED: Final = (
@@ -264,6 +279,9 @@ _STORED_AS_SERVED: Final = (
 
 
 # --- to the model -------------------------------------------------------------------------------------------------
+
+
+_ended = msgspec.json.Decoder(_Ended)
 
 
 def _entity(value: EntityIn, delete: bool) -> Entity:
@@ -449,6 +467,9 @@ class V2:
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
+        # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing comes later in it
+        # (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
+        cut = isinstance(filters.since, str) and _CUT.fullmatch(filters.since)
         return SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
@@ -457,6 +478,7 @@ class V2:
             cursor=cursor,
             after=after,
             since=_since(filters.since),
+            since_span=999 if cut else 0,
             features=features,
             page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
@@ -504,6 +526,25 @@ class V2:
                 features=sorted(FEATURES) if modern else UNSET,
                 negotiation=negotiation,
             )
+        )
+
+    def follow(self, body: bytes, answer: bytes) -> Follow | None:
+        """PROTOCOL 5.18: the same again, from where `answer` ended and without its changes."""
+        asked: dict[str, Any] = checked_decode(_any, body)
+        told: _Ended = checked_decode(_ended, answer)
+        request = {name: value for name, value in asked.items() if name not in ("cursor", "filters")}
+        filters = {name: value for name, value in (asked.get("filters") or {}).items() if name != "since"}
+        if told.features:
+            request["cursor"] = told.cursor
+        else:
+            filters["since"] = told.server_time
+        if filters:
+            request["filters"] = filters
+        return Follow(
+            request=_encode({**request, "sync_type": "delta", "changes": []}),
+            after=told.cursor,
+            news=bool(told.changes),
+            more=told.more,
         )
 
     # The client's side of the same messages.
