@@ -192,7 +192,8 @@ class Updater:
             raise UpdateFailed(
                 str(getattr(error, "code", "system")),
                 f"Release {release} is not used here: {str(error).rstrip('.')}. "
-                f"Release {self.running} is in place and was not downloaded again. Nothing was lost: {waits}, and a copy of the store is at {saved}.{again}",
+                f"Release {self.running} is in place and was not downloaded again. "
+                f"Nothing was lost: {waits}, and a copy of the store is at {saved}.{again}",
                 blamed=blamed,
             ) from error
 
