@@ -28,6 +28,7 @@ from .show import (
     Screen,
     conflict_parts,
     done_parts,
+    event_parts,
     history_parts,
     import_parts,
     is_removed,
@@ -602,6 +603,22 @@ async def update(
         finish=finish,
         quiet=quiet,
     )
+
+
+@verb("watch")
+async def watch(session: Session, client: BlowingOffClient) -> int:
+    """Stay connected: what others change comes in at once, what is changed here goes out at once.
+
+    It goes on until it is stopped with Ctrl-C, also while the server is away, and prints a line for each thing that
+    happens.
+
+    \b
+      blowing-off watch
+    """
+    async for event in client.watch():
+        session.screen.show(*event_parts(event))
+        session.screen.flush()
+    return DONE
 
 
 @verb("status")

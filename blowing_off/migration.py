@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -287,6 +288,22 @@ def _opened(path: str | Path) -> sqlite3.Connection:
     return db
 
 
+#: Closing any descriptor of a file drops all POSIX locks that the process has on it: another process would take itself
+#: for the last one and remove a log that is written to here. So a file is made by one thread, and never opened again.
+_MAKING: Final = threading.Lock()
+
+
+def make_file(file: str | Path) -> None:
+    """Make `file` if there is none. SQLite would let others read it."""
+    with _MAKING, suppress(FileExistsError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def code_of(error: BaseException) -> int:
+    """SQLite's primary code of an error; 0 if it is none of SQLite's own."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 @contextmanager
 def border(path: str) -> Iterator[None]:
     """Foreign exceptions stop here."""
@@ -294,6 +311,8 @@ def border(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _told(error, path) from error
+    except MemoryError as error:  # SQLite's NOMEM comes as this, not as an error of its own
+        raise StoreError(f"expected memory to use {path}; there is none left.") from error
     except OSError as error:
         raise StoreError(
             f"expected to open {path} for reading and writing; the system says: {error.strerror}"
@@ -301,13 +320,18 @@ def border(path: str) -> Iterator[None]:
 
 
 def _told(error: sqlite3.Error, path: str) -> StoreError:
-    code = (error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0) & 0xFF
+    code = code_of(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusy(
             f"expected to write to {path} within {BUSY_TIMEOUT_S:g} s; another process holds it. Try again."
         )
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"expected room to write to {path}; the disk is full. Nothing was changed.")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreError(
+            f"expected to open {path} for reading and writing; the system does not let us. See what is there and "
+            "whose it is."
+        )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return StoreCorrupt(
             f"expected a store of Blowing-Off at {path}; got a file that is none, or a damaged one. Name "

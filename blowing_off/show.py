@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inbetweenies.replica import Pending
 
     from .client import Status, SyncReport, Version
+    from .live import Event
     from .store import ConflictRecord
 
 #: Characters of an id that a table shows at least; more where two ids on it would otherwise look the same.
@@ -489,6 +490,28 @@ def sync_parts(report: SyncReport) -> Shown:
         "complete": report.complete,
     }
     return document, Said(sentence=_synced(report), cells=("synced", *map(str, counts.values())))
+
+
+def event_parts(event: Event) -> Shown:
+    """One thing that happened while watching."""
+    report = None if event.report is None else sync_parts(event.report)[0]
+    document = {
+        "event": event.kind,
+        "changed": list(event.changed),
+        "reason": event.reason or None,
+        "retry_seconds": event.retry_s,
+        "report": report,
+    }
+    match event.kind:
+        case "synced":
+            sentence = _synced(event.report)
+        case "news":
+            sentence = f"{many(len(event.changed), 'change')} came in."
+        case "offline":
+            sentence = f"Offline: {event.reason}. Tried again; nothing is lost meanwhile."
+        case _:
+            sentence = f"{event.reason}; asking every {event.retry_s:g} s instead."
+    return document, Said(sentence=sentence, cells=(event.kind, str(len(event.changed)), event.reason))
 
 
 def _synced(report: SyncReport) -> str:

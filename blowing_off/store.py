@@ -10,7 +10,6 @@ Several processes may open one store. Their writes come one after another, and `
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -21,7 +20,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from inbetweenies.errors import InbetweeniesError, StoreCorrupt, StoreError
+from inbetweenies.errors import InbetweeniesError, StoreBusy, StoreCorrupt, StoreError
 from inbetweenies.merge import ancestors
 from inbetweenies.model import Conflict, Entity, Kind, Refused, Relationship, digest_change, make_version
 from inbetweenies.replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
@@ -33,6 +32,8 @@ from .migration import (
     Standing,
     VersionMigration,
     border,
+    code_of,
+    make_file,
     remember,
     standing,
     step_up,
@@ -215,8 +216,15 @@ class LocalStore:
         self.read_only = False
         self._depth = 0
         self._syncing = False
+        self._connection: sqlite3.Connection | None = None
         with self._border():
-            self._db = self._open()
+            self._connection = self._open()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
 
     # --- opening --------------------------------------------------------------------------------------------------
 
@@ -224,11 +232,12 @@ class LocalStore:
         if self.path != ":memory:":
             file = Path(self.path)
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Made by us and not by SQLite, which would let others read it; its WAL takes over the mode.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            make_file(file)  # its WAL takes over the mode
         db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
+            db.execute("BEGIN")  # another process may be making the file at this moment: see all of it, or nothing
             found = self._standing(db)
+            db.execute("COMMIT")
             self.read_only = found == "read_only"
             if self.path != ":memory:" and not self.read_only:
                 Path(self.path).chmod(0o600)
@@ -251,23 +260,20 @@ class LocalStore:
         return standing(db, self.path)
 
     def _create(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if self._standing(db) == "empty":  # another process may have been faster
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                for step in STEPS:
-                    step_up(db, step)
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
+        db.execute("BEGIN IMMEDIATE")  # closing rolls back
+        if self._standing(db) == "empty":  # another process may have been faster
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for step in STEPS:
+                step_up(db, step)
+        db.execute("COMMIT")
 
     def close(self) -> None:
         """Let go of the file. What was written is safe already."""
         with self._border():
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
@@ -291,17 +297,29 @@ class LocalStore:
                 "may only read. Update this program; nothing was changed."
             )
         with self._border():
-            self._db.execute("BEGIN IMMEDIATE")
+            db = self._db
             self._depth = 1
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                    self._db.execute("ROLLBACK")
+                db.execute("COMMIT")
+            except BaseException as error:
+                self._undo(db, doubtful=code_of(error) == sqlite3.SQLITE_IOERR)
                 raise
             finally:
                 self._depth = 0
+
+    def _undo(self, db: sqlite3.Connection, *, doubtful: bool) -> None:
+        """Roll back. After an I/O error a connection must not be trusted, nor its fsync be tried again."""
+        try:
+            if db.in_transaction:  # SQLite may have rolled back by itself
+                db.execute("ROLLBACK")
+        except (sqlite3.Error, MemoryError):
+            doubtful = True
+        if doubtful and self.path != ":memory:":
+            self._connection = None  # the next call opens another one
+            with suppress(sqlite3.Error):
+                db.close()
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -770,13 +788,14 @@ def alone(lock: str, *, patience_s: float = 0) -> Iterator[bool]:
     """Whether, within `patience_s`, nobody else is inside with the same file, here or in another process. The system
     lets go of it when a process dies."""
     with border(lock):
-        os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
+        make_file(lock)
         gate = sqlite3.connect(lock, isolation_level=None, timeout=patience_s, check_same_thread=False)
     with closing(gate):
         try:
-            gate.execute("BEGIN EXCLUSIVE")
+            with border(lock):
+                gate.execute("BEGIN EXCLUSIVE")
             free = True
-        except sqlite3.OperationalError:
+        except StoreBusy:
             free = False
         yield free
 

@@ -44,6 +44,7 @@ from ..model import (
 )
 from ..store import Store, Transaction
 from ..stores import MemoryStore
+from .document_tests import DocumentTests
 
 T = TypeVar("T")
 
@@ -207,6 +208,7 @@ def everything(ids: tuple[str, ...], *, as_of: int | None = None) -> Reads:
         entities=ids,
         edges=ids,
         history=ids,
+        edge_history=ids,
         edges_from=ids,
         edges_to=ids,
         types=("device", "room", "located_in"),
@@ -225,7 +227,7 @@ def everything(ids: tuple[str, ...], *, as_of: int | None = None) -> Reads:
 IDS = ("e1", "e2", "e3", "e4")
 
 
-class StoreTests:
+class StoreTests(DocumentTests):
     """The contract of `inbetweenies.store.Store`. Override `make_store`, and whatever else differs."""
 
     #: Drives a coroutine to its end. A store that waits for I/O overrides it with an event loop's.
@@ -351,6 +353,7 @@ class StoreTests:
                     edges=(text,),
                     versions=(("entity", text, thing.version), ("edge", text, place.version)),
                     history=(text,),
+                    edge_history=(text,),
                     edges_from=(text,),
                     edges_to=(text,),
                     types=(text,),
@@ -362,6 +365,7 @@ class StoreTests:
         assert {text: place} == held.edges
         assert {("entity", text, thing.version): thing, ("edge", text, place.version): place} == held.versions
         assert {text: (thing,)} == held.history
+        assert {text: (place,)} == held.edge_history
         assert {text: (place,)} == held.edges_from
         assert {text: (place,)} == held.edges_to
         assert (thing,) == held.types
@@ -684,6 +688,7 @@ class StoreTests:
                         ("edge", "e2", "v1"),
                     ),
                     history=("e1", "e2", "no"),
+                    edge_history=("e1", "e2", "no"),
                     edges_from=("e1", "no"),
                     edges_to=("e1", "no"),
                     types=("no",),
@@ -697,6 +702,7 @@ class StoreTests:
         assert ["e2"] == list(held.edges)
         assert [("edge", "e2", "v1")] == list(held.versions)
         assert ["e1"] == list(held.history)
+        assert ["e2"] == list(held.edge_history)
         # Who asks for the edges of an id is told of each id, and be it that there are none.
         assert {"e1": 1, "no": 0} == {id_: len(edges) for id_, edges in held.edges_from.items()}
         assert {"e1": 1, "no": 0} == {id_: len(edges) for id_, edges in held.edges_to.items()}
@@ -740,11 +746,12 @@ class StoreTests:
             back = self.run(read(store, "g", everything(IDS, as_of=seq)))
             assert _names(held) == _names(back)
             # The head, and what does not speak of "current", stay where they are.
-            assert (now.head, now.chains, now.stamp_seq, now.history) == (
+            assert (now.head, now.chains, now.stamp_seq, now.history, now.edge_history) == (
                 back.head,
                 back.chains,
                 back.stamp_seq,
                 back.history,
+                back.edge_history,
             )
         for seq in (now.head.seq, now.head.seq + 1, 2**53 - 1):
             assert now == self.run(read(store, "g", everything(IDS, as_of=seq)))
@@ -861,6 +868,7 @@ class StoreTests:
                     edges=(*ids, "no"),
                     versions=tuple(("entity", id_, version) for id_ in ids for version in ("v1", "no")),
                     history=ids,
+                    edge_history=ids,
                     edges_from=ids,
                     edges_to=tuple(f"to{id_}" for id_ in ids),
                     types=tuple(f"t{id_}" for id_ in ids),
@@ -873,6 +881,7 @@ class StoreTests:
         assert {row.id: row for row in places} == held.edges
         assert {("entity", row.id, "v1"): row for row in things} == held.versions
         assert {row.id: (row,) for row in things} == held.history
+        assert {row.id: (row,) for row in places} == held.edge_history
         assert {row.from_id: (row,) for row in places} == held.edges_from
         assert {row.to_id: (row,) for row in places} == held.edges_to
         assert sorted(things, key=lambda row: (row.born, row.id)) == list(held.types)
@@ -995,6 +1004,7 @@ _reads = st.builds(
     edges=_some_ids,
     versions=st.lists(st.tuples(_kinds, _ids, _versions), max_size=4).map(tuple),
     history=_some_ids,
+    edge_history=_some_ids,
     edges_from=_some_ids,
     edges_to=_some_ids,
     types=st.lists(_types, max_size=3).map(tuple),
@@ -1004,6 +1014,7 @@ _reads = st.builds(
     span=st.none() | st.builds(Span, after=_seqs, upto=_seqs, rows=st.none() | st.integers(0, 5)),
     listing=st.booleans(),
     as_of=st.none() | _seqs,
+    documents=st.lists(st.sampled_from(["flags", "plan"]), max_size=2).map(tuple),
 )
 
 
@@ -1079,6 +1090,13 @@ class StoreMachine(RuleBasedStateMachine):
             return answers
 
         self.alike(graph, script)
+
+    @rule(name=st.sampled_from(["flags", "plan"]), body=st.binary(max_size=3), revision=st.integers(0, 3))
+    def put_document(self, name: str, body: bytes, revision: int) -> None:
+        async def script(store: Store) -> list[Any]:
+            return [await store.put_document(name, body, revision=revision), await store.document(name)]
+
+        self.alike("", script)
 
     @precondition(lambda self: len(self.readers) < 3)
     @rule(graph=_graphs)

@@ -27,7 +27,6 @@ from blowing_off.updates.check import (
 )
 from inbetweenies.errors import RemoteProtocolError
 from tests.server.calls import request
-from tests.support import run
 
 V1, V2, V3 = "inbetweenies-v1", "inbetweenies-v2", "inbetweenies-v3"
 RUNNING = Version("1.2.0")
@@ -40,11 +39,11 @@ def judged(**body: Any) -> Verdict:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_of_the_server_in_this_tree_is_read() -> None:
+async def test_the_answer_of_the_server_in_this_tree_is_read() -> None:
     from inbetweenies import __version__
     from inbetweenies.asgi import app
 
-    answer = run(request(app(auth=False), "GET", "/api/version"))
+    answer = await request(app(auth=False), "GET", "/api/version")
     assert answer is not None
     told = read_told(answer.body)
 

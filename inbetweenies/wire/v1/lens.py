@@ -76,44 +76,51 @@ def _values(shape: Shape, content: dict[str, Any]) -> list[Any]:
     ]
 
 
-def record_of(graph: Graph, row: Row, token: str) -> Record | None:
-    """The record of an entity, a tombstone's as it last was; None if v1 has none for it or there is no home at all."""
+def record_of(graph: Graph, row: Row, token: str, *, gone: bool = False) -> Record | None:
+    """The record of an entity, a tombstone's as it last was; None if v1 has none for it or there is no home at all.
+
+    One that is `gone` can be told without a home, and has to be: nobody tells it later.
+    """
     name, content = said(row)
     shape = shape_of(row.entity_type, content)
     if shape is None:
         return None
-    born, risen = _times(row.born, _risen(graph, row))
+    born, newest = _times(row.born, risen(graph, row))
     if shape is _HOME:
-        return shape.record(row.id, name, *_values(shape, content), born, risen, token)
+        return shape.record(row.id, name, *_values(shape, content), born, newest, token)
     home = graph.home_of(row.id)
     if home is None:
-        return None
+        if not gone:
+            return None
+        home = ""
     if shape is _ACCESSORY:
         bridge = graph.bridge_edge(row.id)
         bridge_id = None if bridge is None else bridge.to_id
-        return shape.record(row.id, home, name, *_values(shape, content), bridge_id, born, risen, token)
-    return shape.record(row.id, home, name, *_values(shape, content), born, risen, token)
+        return shape.record(row.id, home, name, *_values(shape, content), bridge_id, born, newest, token)
+    return shape.record(row.id, home, name, *_values(shape, content), born, newest, token)
 
 
-def _times(born: int, risen: int) -> tuple[str, str]:
+def _times(born: int, newest: int) -> tuple[str, str]:
     # Most rows of a first sync were never edited, and writing a time out is the dearest part of a record.
     first = format_time(born, naive=True)
-    return first, first if risen == born else format_time(risen, naive=True)
+    return first, first if newest == born else format_time(newest, naive=True)
 
 
-def _risen(graph: Graph, row: Row) -> int:
+def risen(graph: Graph, row: Row) -> int:
     """PROTOCOL 8.10: a time for a record that rises whenever its row or one of its own edges does.
 
     A deployed client ignores what is not newer, and lets what is newer overwrite its pending edit: so this is an edit
-    time and no later than it must be. Where an older edit came after a newer one, of a row and its edge, it is newer
-    by as many microseconds as there were commits.
+    time, and later only where an older edit was committed after a newer one. Row and edges rise on their own by a
+    microsecond a line at least, and so does here what was committed before the newest of them: then the greatest of
+    all is greater with each commit.
     """
     edges = graph.edges.get(row.id) and [*graph.home_edges(row.id), *graph.bridge_edges(row.id)]
     if not edges:
         return row.rise
     own = [row, *edges]
-    newest = max(own, key=lambda each: (each.rise, each.seq))
-    return newest.rise + max(each.seq for each in own) - newest.seq
+    newest = max(own, key=lambda each: each.seq)
+    last = newest.stamp - newest.seq
+    return max(each.rise + (0 if each.stamp - each.seq == last else newest.seq - each.seq) for each in own)
 
 
 def nested_of(row: Row, token: str) -> Iterator[Record]:
@@ -339,6 +346,9 @@ def link_of(graph: Graph, id_: str, link: str) -> str | None:
 def says(row: Row, edit: Edit) -> bool:
     """Whether `row` holds what `edit` is about to write."""
     name, content = said(row)
+    shape = shape_of(row.entity_type, content)
+    if shape is None or shape.entity_type != edit.shape.entity_type:
+        return False
     shown = fields_of(edit.shape, name, content, edit.path)
     if edit.item.delete:
         return row.deleted if not edit.path else shown is None

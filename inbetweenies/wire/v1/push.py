@@ -10,15 +10,29 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-import msgspec
 from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
-from ...limits import canonical
-from ...model import Change, Context, Kind, Plan, Reads, Row, SyncRequest, SyncResponse, format_time, is_deleted
+from ...limits import Allowance, Limits, canonical
+from ...model import (
+    TIME_MIN,
+    Change,
+    Context,
+    Kind,
+    Plan,
+    Reads,
+    Row,
+    SyncRequest,
+    SyncResponse,
+    edit_time,
+    format_time,
+    says_deleted,
+)
 from .codec import (
     ANONYMOUS,
     LINKS,
     SHAPES,
+    UNTOLD,
     Applied,
     Item,
     Problem,
@@ -28,7 +42,7 @@ from .codec import (
     SyncResult,
     Turn,
 )
-from .graph import Graph, read_above, said
+from .graph import Graph, is_bridge, read_above, said
 from .lens import (
     Draft,
     Edit,
@@ -42,6 +56,7 @@ from .lens import (
     nested_of,
     objects,
     record_of,
+    risen,
     says,
     token_of,
 )
@@ -59,7 +74,12 @@ class _Job(Struct, kw_only=True):
         seen_at: the seq that its `sync_id` names, 0 if that names none.
         version: of the row or the edges that it makes.
         held: that row, if it is stored already.
-        linked: links of which it is stored already that they were made.
+        own: the rows that its client pushed since `seen_at` and before it, in the order in which it made them.
+        said: what its client last said of a link in such a push.
+        unsaid: links of which its client has said something else since.
+        first: the seq of the first row that its client pushed since `seen_at`, 0 if there is none.
+        settled: links that were dealt with when the same edit came before.
+        served: whether it is the record as it was served, and claims nothing.
     """
 
     index: int
@@ -69,7 +89,12 @@ class _Job(Struct, kw_only=True):
     seen_at: int = 0
     version: str = ""
     held: Row | None = None
-    linked: frozenset[str] = frozenset()
+    own: tuple[Row, ...] = ()
+    said: dict[str, str | None] = {}
+    unsaid: frozenset[str] = frozenset()
+    first: int = 0
+    settled: frozenset[str] = frozenset()
+    served: bool = False
 
     @property
     def links(self) -> tuple[str, ...]:
@@ -77,6 +102,21 @@ class _Job(Struct, kw_only=True):
         if self.path or self.item.delete:
             return ()
         return tuple(link for link in LINKS if link in self.item.fields)
+
+    def follows(self, row: Row) -> bool:
+        """Whether it was made when its client had made `row` already, by the client's own clock, where both say so."""
+        made = edit_time(row.version)
+        return made is None or self.item.edit is None or made < self.item.edit
+
+    def basis(self, acked: int) -> int:
+        """The seq at which its client knew the record, apart from what it pushed itself; 0 if it knew none.
+
+        Without a token it never pulled the record: if it pushed it, that is all it knew, as the record stood when it
+        first did. A delete says nothing of what was known, and what was acknowledged is the newest that can have been.
+        """
+        if self.seen_at or self.item.delete or not self.first:
+            return self.seen_at or acked
+        return self.own[0].seq if self.own else 0
 
 
 def device_key(context: Context, client: str) -> str:
@@ -121,7 +161,7 @@ def _hash(*seed: Any) -> str:
 # --- up -----------------------------------------------------------------------------------------------------------
 
 
-def up(push: Push, context: Context) -> Plan[SyncRequest]:
+def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     """PROTOCOL 8.4: the rows that the items of a push mean. Leaves in `push.turns` what became of each item."""
     key = device_key(context, push.client)
     jobs = yield from _located(push.items)
@@ -135,22 +175,31 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
+    untold = Turn(problem=UNTOLD.problem)
+    turns = [untold if item is UNTOLD else Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    jobs = _affordable(jobs, graph, turns, limits)
     writer = _Writer(push.client, context.user)
-    history = yield from _histories(jobs, graph, writer)
-    graphs = yield from _graphs(jobs, graph, acked)
     yield from _named(jobs, graph, writer)
-    yield from _linked(jobs, graph, context.graph)
+    yield from _settled(jobs, graph, context.graph)
+    yield from _pushed(jobs, graph, writer, context.graph)
+    graphs = yield from _graphs(jobs, graph, acked, limits)
 
     draft = Draft(_coming(jobs, graph))
-    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
+    allowance = Allowance(limits.handled_bytes_max)
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.seen_at or acked), history.get(job.entity_id, ()), writer)
+        seq = job.basis(acked)
+        if allowance.spent or (seq and seq not in graphs and job.entity_id in graph.entities):
+            turns[job.index] = _too_much(job)
+            continue
+        known = _known(job, graph, graphs.get(seq))
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
-        if made.change is not None:
-            changes.append(made.change)
-        turns[job.index] = _turn(job, made)
+        change = _aside(job, edit, known, made, draft)
+        if change is not None:
+            changes.append(change)
+            allowance.spend(len(change.entity.content) if change.entity is not None else 0)
+        turns[job.index] = _turn(job, change, made)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
 
@@ -218,6 +267,26 @@ def _nowhere(item: Item) -> Problem | None:
     return Problem(code="unknown_reference", pointer=f"{item.pointer}/data/{link}", detail=detail)
 
 
+def _affordable(jobs: list[_Job], graph: Graph, turns: list[Turn], limits: Limits) -> list[_Job]:
+    """The jobs that can be done at once, for each handles a whole row and all its edges; the rest is refused."""
+    allowance = Allowance(limits.handled_bytes_max)
+    done = []
+    for job in jobs:
+        if allowance.spent:
+            turns[job.index] = _too_much(job)
+            continue
+        row = graph.entities.get(job.entity_id)
+        rows = [*graph.edges.get(job.entity_id, ()), *([] if row is None else [row])]
+        allowance.spend(sum(len(each.body) for each in rows))
+        done.append(job)
+    return done
+
+
+def _too_much(job: _Job) -> Turn:
+    detail = "this push handles as much as one may; send it again"
+    return Turn(problem=Problem(code="too_much_at_once", pointer=job.item.pointer, detail=detail))
+
+
 def _token(text: str | None) -> tuple[int, str]:
     """Seq and chain of a `sync_id` of ours; those of other servers name nothing here."""
     match = _TOKEN.fullmatch(text or "")
@@ -227,33 +296,79 @@ def _token(text: str | None) -> tuple[int, str]:
 # --- up: what the client knew -------------------------------------------------------------------------------------
 
 
-def _histories(jobs: Iterable[_Job], graph: Graph, writer: _Writer) -> Plan[dict[str, tuple[Row, ...]]]:
-    """All rows of the entities in which an older row than the current one may be what the client has."""
-    wanted: dict[str, None] = {}
+def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> Plan[None]:
+    """Find what the client of each job pushed of its record since the state that its token names.
+
+    Only what it pushed before counts as known: a push may be late, or come again after newer ones.
+    """
+    rows: dict[str, None] = {}
+    edges: dict[int, tuple[str, ...]] = {}
     for job in jobs:
         row = graph.entities.get(job.entity_id)
-        if writer.mark and row is not None and row.seq > job.seen_at and not writer.owns(row):
-            wanted[job.entity_id] = None
-    if not wanted:
-        return {}
-    held = yield Reads(history=tuple(wanted))
-    return held.history
+        if row is not None and row.seq > job.seen_at:
+            rows[job.entity_id] = None
+        leaving = graph.edges.get(job.entity_id, ())
+        if any(edge.seq > job.seen_at for edge in leaving):
+            made = (edge_id(name, job.entity_id, link) for link in job.links)
+            edges[job.index] = tuple(dict.fromkeys([*(edge.id for edge in leaving), *made])) if job.links else ()
+    wanted = tuple(dict.fromkeys(id_ for ids in edges.values() for id_ in ids))
+    if not rows and not wanted:
+        return
+    held = yield Reads(history=tuple(rows), edge_history=wanted)
+    for job in jobs:
+        own = [row for row in held.history.get(job.entity_id, ()) if row.seq > job.seen_at and writer.owns(row)]
+        job.first = own[0].seq if own else 0
+        job.own = tuple(_as_made(filter(job.follows, own)))
+        moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ()) if writer.owns(row)]
+        moves = [row for row in moves if row.seq > job.seen_at]
+        before = sorted(filter(job.follows, moves), key=lambda row: row.seq)
+        job.said = _ends(_as_made(before))
+        # As with `_last`: what came last and what was made last may be two, and this may be built on either.
+        job.said.update((link, end) for link, end in _ends(before).items() if end == job.item.fields.get(link))
+        job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
 
 
-def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
-    """The graphs as the clients' tokens, or their last acks, name them."""
+def _as_made(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one client in the order in which it made them, by its own clock.
+
+    What does not say when it was made, as a delete need not, was made after all that came before it.
+    """
+    made: dict[int, int] = {}
+    newest = TIME_MIN
+    ordered = sorted(rows, key=lambda row: row.seq)
+    for row in ordered:
+        time = edit_time(row.version)
+        made[row.seq] = newest if time is None else time
+        newest = max(newest, made[row.seq])
+    return sorted(ordered, key=lambda row: made[row.seq])
+
+
+def _ends(edges: Iterable[Row]) -> dict[str, str | None]:
+    """What a client said last of each link with these edges."""
+    return {_link(edge): None if edge.deleted else edge.to_id for edge in edges}
+
+
+def _link(edge: Row) -> str:
+    """The link that a client changed when it made an edge."""
+    return "bridge_id" if is_bridge(edge) else "home_id"
+
+
+def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int, limits: Limits) -> Plan[dict[int, Graph]]:
+    """The graphs as the jobs' clients knew them; as many as one push may read."""
     wanted: dict[int, dict[str, None]] = {}
     for job in jobs:
         if job.entity_id in graph.entities:
-            wanted.setdefault(job.seen_at or acked, {})[job.entity_id] = None
+            wanted.setdefault(job.basis(acked), {})[job.entity_id] = None
     graphs = {graph.head.seq: graph}
+    allowance = Allowance(limits.handled_bytes_max)
     for seq, ids in wanted.items():
-        if seq and seq not in graphs:
+        if seq and seq not in graphs and not allowance.spent:
             graphs[seq] = yield from read_above(ids, graph.head, as_of=seq)
+            allowance.spend(sum(len(row.body) for row in graphs[seq].entities.values()))
     return graphs
 
 
-def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], writer: _Writer) -> Known:
+def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     """PROTOCOL 8.13: what the client had before it when it made its edit.
 
     Its own last push of the record, if that is newer than what its token names: a client keeps its token until it
@@ -265,21 +380,45 @@ def _known(job: _Job, graph: Graph, then: Graph | None, history: Iterable[Row], 
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own = [row for row in (current, *history) if row.seq > job.seen_at and writer.owns(row)]
-    if job.item.delete and before is not None:
+    job.served = bool(job.seen_at) and then is not None and before is not None and _is_served(job, then, before)
+    own, said_links = (None, {}) if job.served else (_last(job), job.said)
+    base = own or before
+    if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
-        own.append(before)
-    base = max(own, key=lambda row: row.seq, default=before)
+        base = max(base, before, key=lambda row: row.seq)
     named = base is not None
     base = base or current
     fields = fields_of(SHAPES[job.item.type], *said(base), job.path)
     if fields is not None and not job.path:
+        seen = graph if then is None or before is None else then
         for link in SHAPES[job.item.type].links:
-            edges = graph.home_edges(job.entity_id) if link == "home_id" else graph.bridge_edges(job.entity_id)
-            newest = max(edges, key=lambda edge: edge.seq, default=None)
-            moved = newest is not None and newest.seq > job.seen_at and writer.owns(newest)
-            fields[link] = link_of(graph if then is None or before is None or moved else then, job.entity_id, link)
+            fields[link] = said_links[link] if link in said_links else link_of(seen, job.entity_id, link)
     return Known(fields=fields, base=base.entity(), named=named)
+
+
+def _last(job: _Job) -> Row | None:
+    """What the client of a job last pushed before it; None if nothing.
+
+    What came last and what was made last are two rows if one was late or the client's clock was set back. Which of
+    these it was cannot be told, but hardly anybody changes much at once: it is the one that the job is closer to.
+    """
+    if not job.own:
+        return None
+    made, came = job.own[-1], max(job.own, key=lambda row: row.seq)
+    return made if made is came else min(made, came, key=lambda row: _distance(job, row))
+
+
+def _distance(job: _Job, row: Row) -> int:
+    """How many fields a job has other than `row` shows."""
+    shown = fields_of(SHAPES[job.item.type], *said(row), job.path) or {}
+    return sum(shown.get(field) != value for field, value in job.item.fields.items() if field not in LINKS)
+
+
+def _is_served(job: _Job, graph: Graph, row: Row) -> bool:
+    """Whether a job is the record as it was served; a person who changes something sets another time, or nearly so."""
+    if job.item.delete or job.item.edit != (row.rise if job.path else risen(graph, row)) or _distance(job, row):
+        return False
+    return all(job.item.fields[link] == link_of(graph, job.entity_id, link) for link in job.links)
 
 
 # --- up: versions -------------------------------------------------------------------------------------------------
@@ -317,8 +456,11 @@ def _alike(one: Item, other: Item) -> bool:
     return (one.type, one.id, one.delete, one.fields) == (other.type, other.id, other.delete, other.fields)
 
 
-def _linked(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
-    """Find the links that were made already when the same edit came before. They may have been moved on since."""
+def _settled(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
+    """Find the links that were dealt with when the same edit came before: made, or found to be no edit.
+
+    Only one whose target was not known then is still open. Others may have been moved on since.
+    """
     wanted: dict[tuple[Kind, str, str], None] = {}
     candidates: dict[int, list[tuple[Kind, str, str]]] = {}
     for job in jobs:
@@ -328,11 +470,17 @@ def _linked(jobs: Iterable[_Job], graph: Graph, name: str) -> Plan[None]:
         wanted.update(dict.fromkeys(candidates[job.index]))
     if not wanted:
         return
-    held = yield Reads(versions=tuple(wanted))
+    versions = (yield Reads(versions=tuple(wanted))).versions
     for job in jobs:
-        made = [held.versions[key].relationship() for key in candidates[job.index] if key in held.versions]
-        ends = {None if is_deleted(msgspec.json.decode(edge.properties)) else edge.to_entity_id for edge in made}
-        job.linked = frozenset(link for link in job.links if job.item.fields[link] in ends)
+        made = [versions[key].relationship() for key in candidates[job.index] if key in versions]
+        ends = {None if says_deleted(edge.properties) else edge.to_entity_id for edge in made}
+        settled = {link for link in job.links if job.item.fields[link] in ends}
+        if job.held is not None:
+            targets = {link: job.item.fields[link] for link in job.links}
+            ids = [target for target in targets.values() if target is not None]
+            then = (yield Reads(entities=tuple(ids), as_of=job.held.seq)).entities if ids else {}
+            settled.update(link for link, target in targets.items() if target is None or target in then)
+        job.settled = frozenset(settled)
 
 
 # --- up: rows -----------------------------------------------------------------------------------------------------
@@ -360,36 +508,66 @@ def _coming(jobs: Iterable[_Job], graph: Graph) -> dict[str, tuple[str, str]]:
 
 def _made(job: _Job, known: Known, graph: Graph, draft: Draft, context: Context) -> tuple[Edit, Made]:
     edit = _edit(job, context)
-    if job.linked or job.held is not None:
+    if job.held is not None or job.settled:
         left = {
             key: value
             for key, value in job.item.fields.items()
-            if key not in job.linked and (job.held is None or key in LINKS)
+            if key not in job.settled and (job.held is None or key in LINKS)
         }
-        edit = msgspec.structs.replace(edit, item=msgspec.structs.replace(job.item, fields=left))
-    if job.held is None:
-        return edit, apply(edit, known, graph, draft)
-    # Sent again. The row is what it was made the first time, even if it would be another one from what is known now.
+        edit = replace(edit, item=replace(job.item, fields=left))
     made = Made()
-    if edit.item.fields and not edit.item.delete:
+    if job.held is None or (edit.item.fields and not edit.item.delete):
         made = apply(edit, known, graph, draft)
-    edges = made.change.relationships if made.change is not None else ()
-    change = Change(
-        entity=job.held.entity(),
-        relationships=edges,
-        delete=job.item.delete and not job.path,
-        pointer=job.item.pointer,
+    change = made.change
+    if job.held is not None:
+        # Sent again. The row is what it was made the first time, even if from what is known now it would be another.
+        change = Change(
+            entity=job.held.entity(),
+            relationships=change.relationships if change is not None else (),
+            delete=job.item.delete and not job.path,
+            pointer=job.item.pointer,
+        )
+    return edit, replace(made, change=change)
+
+
+def _aside(job: _Job, edit: Edit, known: Known, made: Made, draft: Draft) -> Change | None:
+    """What of an edit is stored: what it changes, and what is only kept.
+
+    An edit that changes nothing is kept as a row too: if it came again after others had written, or its client's clock
+    was set back, nothing but that row would tell it from an edit that changes what they wrote.
+    """
+    change = made.change
+    if change is not None and job.unsaid:
+        late = {("edge", edge.id) for link in job.unsaid for edge in made.moved.get(link, ())}
+        change = replace(change, aside=frozenset(late))
+    base = draft.entities.get(edit.entity_id) or known.base
+    if made.problem is not None or job.served or job.item.edit is None or base is None:
+        return change
+    if (change is not None and change.entity is not None) or (says_deleted(base.content) and not job.item.delete):
+        return change
+    if base.version == edit.version:
+        return change  # the same item twice in one push
+    row = replace(
+        base,
+        version=edit.version,
+        user_id=edit.user,
+        parent_versions=(base.version,) if known.named else (),
+        checksum=None,
+        merged=UNSET,
     )
-    return edit, msgspec.structs.replace(made, change=change)
+    change = change or Change(pointer=job.item.pointer)
+    return replace(change, entity=row, aside=change.aside | {("entity", row.id)})
 
 
-def _turn(job: _Job, made: Made) -> Turn:
+def _turn(job: _Job, change: Change | None, made: Made) -> Turn:
     sent: list[tuple[Kind, str, str]] = []
-    if made.change is not None:
-        if made.change.entity is not None:
-            sent.append(("entity", made.change.entity.id, made.change.entity.version))
-        sent += [("edge", edge.id, edge.version) for edge in made.change.relationships]
-    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem)
+    lost = False
+    if change is not None:
+        if change.entity is not None:
+            sent.append(("entity", change.entity.id, change.entity.version))
+        sent += [("edge", edge.id, edge.version) for edge in change.relationships]
+        lost = any(("edge", edge.id) in change.aside for edge in change.relationships)
+    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem, lost=lost)
 
 
 # --- down ---------------------------------------------------------------------------------------------------------
@@ -407,7 +585,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     contested = [
         (item, turn)
         for item, turn in zip(push.items, push.turns, strict=True)
-        if ("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost
+        if turn.lost
+        or (("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost)
     ]
     graph = None
     if contested:
@@ -416,6 +595,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     applied, problems = [], []
     for index, (item, turn) in enumerate(zip(push.items, push.turns, strict=True)):
         problem = turn.problem or refused.get(index)
+        if item is UNTOLD:
+            continue
         if problem is not None:
             problems.append(
                 RefusedChange(
