@@ -237,11 +237,18 @@ class Device(Struct, frozen=True, kw_only=True):
 
 
 class Span(Struct, frozen=True, kw_only=True):
-    """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them."""
+    """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them.
+
+    `size` ends the span with the row whose body fills so many bytes. `kind` leaves out the rows of the other kind,
+    `entity_type` all but the entities of that type.
+    """
 
     after: int
     upto: int
     rows: int | None = None
+    size: int | None = None
+    kind: Kind | None = None
+    entity_type: str | None = None
 
 
 class Reads(Struct, frozen=True, kw_only=True):
@@ -249,7 +256,8 @@ class Reads(Struct, frozen=True, kw_only=True):
 
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
-    `listing` asks for (id, version) of every current entity, sorted by id.
+    `listing` asks for (id, version) of every current entity, sorted by id; of those after `listing_after` only, and at
+    most `listing_rows` of them.
     """
 
     entities: tuple[str, ...] = ()
@@ -264,6 +272,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     device: str | None = None
     span: Span | None = None
     listing: bool = False
+    listing_after: str = ""
+    listing_rows: int | None = None
     as_of: int | None = None
 
 
