@@ -99,9 +99,10 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
     `since` is in microseconds; `after` is a bare sequence number; `cursor` is provable; none of them, with `full`
-    false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
-    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
-    that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
+    false, is a delta from the position the server remembers for `device`. `features` non-empty means that additive
+    fields are understood, and ``paging`` among them pages; `pieces` that a whole answer may be left unread in part
+    (`SyncResponse.unread`). `ack` confirms the last answer: text that sorts after that of the ack before it, so that an
+    old one that was held up confirms nothing.
     """
 
     device: str
@@ -114,6 +115,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     since: int | None = None
     features: frozenset[str] = frozenset()
     page_rows: int | None = None
+    pieces: bool = False
     entity_types: frozenset[str] | None = None
     modified_by: frozenset[str] | None = None
     ack: str | None = None
@@ -307,16 +309,31 @@ class Writes(Struct, frozen=True, kw_only=True):
         return bool(self.rows or self.closed or self.device)
 
 
+class Unread(Struct, frozen=True, kw_only=True):
+    """The rows of a whole answer that are read only while it is told: all current ones after a seq, up to the head.
+
+    `sent` are those that the peer has just sent itself. `alone` says that an edge may travel without its entity.
+    """
+
+    after: int
+    sent: frozenset[tuple[Kind, str, str]] = frozenset()
+    alone: bool = False
+    entity_types: frozenset[str] | None = None
+    modified_by: frozenset[str] | None = None
+
+
 class SyncResponse(Struct, frozen=True, kw_only=True):
     """What the server answers, whatever wire version says it.
 
-    `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
-    that a later page follows. `resync` says that the peer's cursor was not of this log, so that `rows` start anew.
+    `rows` are current rows in commit order, entities and edges; `unread` comes before them. The answer covers the log
+    up to `served`; `more` says that a later page follows. `resync` says that the peer's cursor was not of this log, so
+    that `rows` start anew.
     """
 
     head: Head
     served: Cursor
     served_stamp: int
+    unread: Unread | None = None
     rows: tuple[Row, ...] = ()
     carriers: dict[str, Row] = {}
     more: bool = False
@@ -377,6 +394,9 @@ _T = TypeVar("_T")
 
 #: A pure piece of server work: it yields what it must read or write, is sent what the store holds, and returns a value.
 Plan: TypeAlias = Generator[Reads | Writes, Held, _T]
+
+#: A plan of an answer that need not be held whole: what it yields as bytes comes before what it returns.
+Telling: TypeAlias = Generator[Reads | Writes | bytes, Held, bytes]
 
 
 # --- the few functions that everybody needs to agree on -----------------------------------------------------------

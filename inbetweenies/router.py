@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from . import exchange
 from .errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, StoreError, VersionRefused
-from .exchange import Reply, Routed
+from .exchange import Reply, Rest, Routed
 from .limits import Limits, checked_decode, gate
 from .merge import Policy
 from .model import Context
@@ -84,12 +84,14 @@ class ProtocolHandler:
         gate(body, self.limits)
         message = self.wire.decode(body, limits=self.limits)
         context = msgspec.structs.replace(self.context, now=self.clock())
-        answer: dict[str, Any] = _decode(await self.serve(message, context))
+        answer: dict[str, Any] = _decode(await exchange.whole(*await self.begin(message, context)))
         return answer
 
-    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
-        """Serve a decoded message and return the encoded answer (see `exchange.serve`)."""
-        return await exchange.serve(
+    async def begin(
+        self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET
+    ) -> tuple[bytes, Rest | None]:
+        """Serve a decoded message; the encoded answer, or its beginning and the rest of it (see `exchange.begin`)."""
+        return await exchange.begin(
             self.wire,
             message,
             store=self.store,
@@ -201,10 +203,19 @@ class ProtocolFallback:
         answer: dict[str, Any] = _decode((await self.handle(body, context=context)).body)
         return answer
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
-        """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do."""
+    async def handle(
+        self, body: bytes, *, context: Context, path: str = "", header: str | None = None, pieces: bool = False
+    ) -> Reply:
+        """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do.
+
+        Whoever can send a `body` and then what `Reply.rest` still gives says so with `pieces`; without, the body is
+        whole, however large.
+        """
         try:
-            return await exchange.respond(body, router=self, context=context, path=path, header=header)
+            reply = await exchange.respond(body, router=self, context=context, path=path, header=header)
+            if pieces or reply.rest is None:
+                return reply
+            return msgspec.structs.replace(reply, body=await exchange.whole(reply.body, reply.rest), rest=None)
         except RemoteProtocolError as error:
             return Reply(status=error.status, body=_encode(problem(error)), notice=str(error))
         except StoreError as error:
@@ -230,7 +241,7 @@ class ProtocolFallback:
         handler = self.handlers[choice.served]
         message = self._decode(handler, body, choice, path, registry)
         return Routed(
-            handler=handler if hasattr(handler, "serve") else _DictHandler(handler),
+            handler=handler if hasattr(handler, "begin") else _DictHandler(handler),
             message=message,
             served=choice.served,
             negotiation=_negotiation(choice, registry),
@@ -267,9 +278,11 @@ class _DictHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
-    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
+    async def begin(
+        self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET
+    ) -> tuple[bytes, Rest | None]:
         answer = await self._handler.process(message)
-        return _dict_bytes(answer)
+        return _dict_bytes(answer), None
 
 
 _any = msgspec.json.Decoder(dict[str, Any])

@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from ..auth import Failures, MemoryTokens, Principal, Tokens, bearer, same_password, source_of
 from ..errors import LocalProtocolError, RemoteProtocolError, StoreError
+from ..exchange import Rest
 from ..limits import Limits, checked_decode, gate
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..negotiation import NAME
@@ -36,6 +37,7 @@ from .http import (
     NO_STORE,
     RETRY,
     Answer,
+    BrokenOffError,
     Call,
     Door,
     GoneError,
@@ -243,7 +245,7 @@ class App:
         names = ", ".join(name for name in self._accepted() if NAME.fullmatch(name))
         headers = [
             (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
-            *([] if answer.status == 304 else [(b"content-length", b"%d" % len(answer.body))]),
+            *([] if answer.status == 304 or answer.rest else [(b"content-length", b"%d" % len(answer.body))]),
             _VARY,
             (b"inbetweenies-supported-versions", names.encode()),
             (b"inbetweenies-request-id", call.id.encode()),
@@ -252,7 +254,29 @@ class App:
         if answer.served is not None and NAME.fullmatch(answer.served):
             headers.append((b"inbetweenies-version", answer.served.encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
+        body = b"" if call.method == "HEAD" else answer.body
+        await send({"type": "http.response.body", "body": body, "more_body": answer.rest is not None})
+        if answer.rest is not None:
+            await self._send_rest(call, answer.rest, send)
+
+    async def _send_rest(self, call: Call, rest: Rest, send: Send) -> None:
+        """PROTOCOL 4.9: the pieces after the first, each read when the peer has taken the one before.
+
+        Raises:
+            BrokenOffError: it cannot be ended; what was sent is not a whole answer, and must not look like one.
+        """
+        gone = asyncio.ensure_future(call.receive())
+        try:
+            while not rest.ended:
+                if gone.done() and gone.result()["type"] == "http.disconnect":
+                    return
+                piece = await self._run(rest.next)
+                await send({"type": "http.response.body", "body": piece, "more_body": not rest.ended})
+        except Exception as error:
+            logger.warning("%s broken off: %s: %s", call.id, type(error).__name__, error)
+            raise BrokenOffError(call.id) from error
+        finally:
+            gone.cancel()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -308,6 +332,10 @@ class App:
     async def _work(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run what may use the store: with others at most `requests_max` at once, and not for ever."""
         await self._door.enter()
+        return await self._run(make, self._door.leave)
+
+    async def _run(self, make: Callable[[], Coroutine[Any, Any, T]], leave: Callable[[], None] = lambda: None) -> T:
+        """The same for what is let in already. `leave` is called when it is done, or would never begin."""
         job: Job[T] | None = None
         try:
             async with asyncio.timeout(self.bounds.handler_seconds):
@@ -323,11 +351,11 @@ class App:
             raise refused("unavailable", expected, "none; send it again") from None
         finally:
             if job is None or job.done() or job.cancel():
-                self._door.leave()
+                leave()
             else:
                 # The thread is still at it, and counts until it is done.
-                leave = partial(asyncio.get_running_loop().call_soon_threadsafe, self._door.leave)
-                job.add_done_callback(partial(_quietly, leave))
+                later = partial(asyncio.get_running_loop().call_soon_threadsafe, leave)
+                job.add_done_callback(partial(_quietly, later))
 
     def _drive(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine to its end in this thread, without an event loop if nothing in it can wait."""
@@ -357,12 +385,13 @@ class App:
                 context=principal.context(self.router.clock()),
                 path=path,
                 header=None if header is None else header.decode("latin-1"),
+                pieces=True,
             )
         )
         if reply.notice is not None:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
         headers = (NO_STORE, RETRY) if reply.status in (429, 503) else (NO_STORE,)
-        return Answer(reply.status, reply.body, headers, reply.served)
+        return Answer(reply.status, reply.body, headers, reply.served, reply.rest)
 
     async def _status(self, call: Call) -> Answer:
         """``server_time`` is the stamp of the newest commit, so none to come is at or before it (PROTOCOL 4.2)."""

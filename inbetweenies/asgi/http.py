@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import RemoteProtocolError
+from ..exchange import Rest
 from ..negotiation import problem
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -59,12 +60,13 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True):
-    """One HTTP answer, but for the headers that all of them have."""
+    """One HTTP answer, but for the headers that all of them have. With `rest`, `body` is only its beginning."""
 
     status: int
     body: bytes
     headers: Headers = (NO_STORE,)
     served: str | None = None
+    rest: Rest | None = None
 
 
 class RefusalError(Exception):
@@ -77,6 +79,10 @@ class RefusalError(Exception):
 
 class GoneError(Exception):
     """The client hung up; there is nobody to answer."""
+
+
+class BrokenOffError(Exception):
+    """An answer that has begun cannot be ended. The server must hang up, so that nobody takes it for a whole one."""
 
 
 class Call:

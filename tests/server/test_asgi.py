@@ -297,7 +297,9 @@ class Spy(ProtocolFallback):
         super().__init__(MemoryStore(), clock=lambda: NOW)
         self.handed: list[tuple[bytes, Context, str, str | None]] = []
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
+    async def handle(
+        self, body: bytes, *, context: Context, path: str = "", header: str | None = None, pieces: bool = False
+    ) -> Reply:
         self.handed.append((body, context, path, header))
         return Reply(status=200, body=b"{}", served=V2)
 
@@ -491,7 +493,9 @@ class Slow(ProtocolFallback):
         self.most = 0
         self.entered = asyncio.Event()
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
+    async def handle(
+        self, body: bytes, *, context: Context, path: str = "", header: str | None = None, pieces: bool = False
+    ) -> Reply:
         self.inside += 1
         self.most = max(self.most, self.inside)
         self.entered.set()
