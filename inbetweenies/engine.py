@@ -648,11 +648,13 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     named = dict.fromkeys((ack.kind, ack.id) for ack in decision.acks)
     also = [decision.current[key] for key in named if key not in listed and key in decision.current]
     rows += also if unread is None else [row for row in also if row.seq <= after]
+    filters = request.entity_types, request.modified_by
+    carriers: dict[str, Row] = {}
+    if not request.features or filters != (None, None):
+        carriers = yield from carriers_of(rows)
+    rows = filtered(rows, carriers, *filters)
     sent = _sent(request, decision)
     rows = [row for row in rows if (row.kind, row.id, row.version) not in sent]
-    rows = filtered(rows, request.entity_types, request.modified_by)
-    # PROTOCOL 3.5: an edge travels with its `from` entity; deployed clients choke on a change without an entity.
-    carriers = {} if request.features else (yield from carriers_of(rows))
     device = held.device or Device()
     if served.seq != device.served:
         yield Writes(device=(request.device, replace(device, served=served.seq)))
@@ -662,7 +664,8 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         served_stamp=served_stamp,
         unread=unread,
         rows=tuple(rows),
-        carriers=carriers,
+        # PROTOCOL 3.5: an edge travels with its `from` entity; deployed clients choke on a change without an entity.
+        carriers={} if request.features else carriers,
         more=more,
         resync=resync,
         acks=decision.acks,

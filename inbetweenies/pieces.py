@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from .limits import Limits
-from .model import Plan, Reads, Row, Span, SyncRequest, SyncResponse, Unread
+from .model import Kind, Plan, Reads, Row, Span, SyncRequest, SyncResponse, Unread
 
 #: What a row takes in an answer beside its body, in bytes.
 FRAME_BYTES: Final = 64
@@ -45,18 +45,27 @@ def together(rows: Iterable[Row], carriers: Mapping[str, Row]) -> list[Told]:
     return told
 
 
-def filtered(rows: list[Row], entity_types: frozenset[str] | None, modified_by: frozenset[str] | None) -> list[Row]:
-    """PROTOCOL 9.1: the rows that pass the filters of a request: entities that do, and their edges."""
+def filtered(
+    rows: Iterable[Row],
+    carriers: Mapping[str, Row],
+    entity_types: frozenset[str] | None,
+    modified_by: frozenset[str] | None,
+) -> list[Row]:
+    """PROTOCOL 9.1: the rows that pass the filters of a request: entities that do, and the edges that leave from such.
+
+    `carriers` are the entities that edges leave from and that are not in `rows`.
+    """
+    listed = list(rows)
     if entity_types is None and modified_by is None:
-        return rows
+        return listed
     entities = {
         row.id
-        for row in rows
+        for row in (*listed, *carriers.values())
         if row.kind == "entity"
         and (entity_types is None or row.entity_type in entity_types)
         and (modified_by is None or row.user_id in modified_by)
     }
-    return [row for row in rows if (row.id if row.kind == "entity" else row.from_id) in entities]
+    return [row for row in listed if (row.id if row.kind == "entity" else row.from_id) in entities]
 
 
 def carriers_of(rows: Collection[Row]) -> Plan[dict[str, Row]]:
@@ -100,21 +109,15 @@ def piece(response: SyncResponse, unread: Unread, after: int, limits: Limits) ->
     An entity is told with all of its edges in the answer, wherever in the log they are; an edge whose entity has not
     changed is told with that, in the place of the first such edge of it.
     """
-    filters = unread.entity_types, unread.modified_by
-    # Where every edge that counts is one of a told entity, it is found by that.
-    by_entity = unread.after == 0 or filters != (None, None)
-    span = Span(
-        after=after,
-        upto=response.head.seq,
-        rows=limits.page_rows_max,
-        size=limits.page_bytes_max,
-        kind="entity" if by_entity else None,
-    )
+    # Of everything that there is, each edge is found by its entity.
+    kind: Kind | None = "entity" if unread.after == 0 else None
+    span = Span(after=after, upto=response.head.seq, rows=limits.page_rows_max, size=limits.page_bytes_max, kind=kind)
     rows = (yield Reads(span=span)).span
-    things = filtered([row for row in rows if row.kind == "entity"], *filters)
     ids = dict.fromkeys(row.from_id for row in rows if row.kind == "edge")
     found = (yield Reads(entities=tuple(ids))).entities if ids else {}
-    carriers = [found[id_] for id_ in ids if found[id_].seq <= unread.after]
+    filters = unread.entity_types, unread.modified_by
+    things = filtered((row for row in rows if row.kind == "entity"), {}, *filters)
+    carriers = filtered((found[id_] for id_ in ids if found[id_].seq <= unread.after), {}, *filters)
     leaving = (yield Reads(edges_from=tuple(row.id for row in (*things, *carriers)))).edges_from
 
     def edges_of(row: Row) -> list[Row]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from inbetweenies.limits import Limits
 from inbetweenies.model import Reads, Row, Span, SyncResponse, Unread
 from inbetweenies.pieces import FRAME_BYTES
-from tests.support import Server, at, entity
+from tests.support import Server, at, edge, entity
 
 
 def ids(response: SyncResponse) -> list[str]:
@@ -54,3 +56,21 @@ def test_only_what_may_be_told_in_pieces_is_left_unread_and_only_if_it_is_too_mu
     assert (None, 3) == (once.unread, len(once.rows))
     assert (Unread(after=0), ()) == (in_pieces.unread, in_pieces.rows)
     assert (None, ["x1", "x2"]) == (delta.unread, ids(delta))
+
+
+@pytest.mark.parametrize("features", [frozenset[str](), frozenset({"acks"}), frozenset({"paging"})])
+def test_an_edge_passes_a_filter_with_its_entity_wherever_that_is_told(features: frozenset[str]) -> None:
+    server = Server()
+    lamp, hall = entity("lamp", at(0)), entity("hall", at(0), entity_type="room")
+    server.push(lamp, hall)
+    server.push(edge("in", lamp, hall), edge("of", hall, lamp))
+    only = frozenset({"device"})
+    pages = [server.pull(full=True, entity_types=only, features=features, page_rows=2)]
+    while pages[-1].more:
+        pages.append(server.pull(cursor=pages[-1].served, entity_types=only, features=features, page_rows=2))
+
+    assert ["lamp", "in"] == [id_ for page in pages for id_ in ids(page)]
+    # The edge alone has changed, or its entity has just been sent.
+    assert ["in"] == ids(server.pull(after=2, entity_types=only, features=features))
+    pushed = server.push(lamp, full=True, entity_types=only, features=features)
+    assert ["in"] == [id_ for id_ in ids(pushed) if id_ != "lamp" or features]

@@ -75,6 +75,7 @@ def rows(answer: Any) -> tuple[Counter[Any], Counter[Any]]:
     server=graphs(size=12),
     after=st.none() | st.integers(0, 30),
     features=st.sampled_from([(), (), ("acks",), ("digest", "edges")]),
+    filters=st.sampled_from([None, None, {"entity_types": ["room", "device"]}, {"modified_by": ["bob"]}]),
     again=st.lists(st.integers(0, 20), max_size=4),
     new=st.booleans(),
     limits=st.sampled_from([SMALL, TINY, Limits(page_rows_max=5)]),
@@ -83,6 +84,7 @@ def test_an_answer_in_pieces_says_what_the_whole_one_says(
     server: Server,
     after: int | None,
     features: tuple[str, ...],
+    filters: dict[str, list[str]] | None,
     again: list[int],
     new: bool,
     limits: Limits,
@@ -95,7 +97,7 @@ def test_an_answer_in_pieces_says_what_the_whole_one_says(
     if new:
         pushed.append(entity("new", at(9)))
     changes = [Change(entity=one) if isinstance(one, Entity) else Change(relationships=(one,)) for one in pushed]
-    asked: dict[str, Any] = {"features": list(features)}
+    asked: dict[str, Any] = {"features": list(features)} | ({} if filters is None else {"filters": filters})
     if after is not None:
         asked |= {"sync_type": "delta", "cursor": str(min(after, len(held)))}
     message = body(*changes, **({"sync_type": "full"} | asked))
