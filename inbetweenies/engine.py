@@ -36,9 +36,9 @@ from .model import (
     Refused,
     Relationship,
     Row,
-    Span,
     SyncRequest,
     SyncResponse,
+    Unread,
     Writes,
     body_of,
     digest_change,
@@ -47,6 +47,7 @@ from .model import (
     row_hash,
     says_deleted,
 )
+from .pieces import carriers_of, ends, filtered, fitting, span_of
 
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
@@ -636,34 +637,40 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     """PROTOCOL 4.3, 4.9: what the peer lacks, in commit order, whole unless the peer can page."""
     head = decision.head
     after, resync = start_of(request, held)
-    most = None
-    if "paging" in request.features:
-        most = min(request.page_rows or limits.page_rows_max, limits.page_rows_max)
+    span = span_of(request, after, held.head.seq, limits)
     # What this request wrote is at hand already, and nobody else wrote since `held` was read.
-    old = yield Reads(span=Span(after=after, upto=held.head.seq, rows=most))
-    rows = list(old.span)
-    more = most is not None and len(rows) == most and rows[-1].seq < head.seq
+    found = (yield Reads(span=span)).span
+    paging = "paging" in request.features
+    rows = list(fitting(found, limits.page_bytes_max) if paging else found)
+    full = len(rows) < len(found) or not ends(found, span)
+    more = paging and full and rows[-1].seq < head.seq
     served = Cursor(head.epoch, rows[-1].seq, rows[-1].chain) if more else head.cursor
     served_stamp = rows[-1].stamp if more else head.stamp
-    if not more:
+    unread = None
+    if full and not paging:
+        # Too much to be held at once: it is read while it is told, which is not before this is committed.
+        unread = Unread(
+            after=after,
+            sent=_sent(request, decision),
+            alone=bool(request.features),
+            entity_types=request.entity_types,
+            modified_by=request.modified_by,
+        )
+        rows = []
+    elif not more:
         rows += [row for row in decision.writes.rows if row.current]
     # PROTOCOL 4.5: whoever pushed learns what is current now for everything it named.
     listed = {(row.kind, row.id) for row in rows}
-    named = {(ack.kind, ack.id): None for ack in decision.acks}
-    rows += [decision.current[key] for key in named if key not in listed and key in decision.current]
-    if request.features:
-        # What the peer sent just now, and what was taken to the letter, it holds.
-        sent = {(ack.kind, ack.id, ack.version) for ack in decision.acks if ack.outcome != "lost_kept"}
-        rows = [row for row in rows if (row.kind, row.id, row.version) not in sent]
-    if request.entity_types is not None or request.modified_by is not None:
-        rows = _filtered(rows, request)
+    named = dict.fromkeys((ack.kind, ack.id) for ack in decision.acks)
+    also = [decision.current[key] for key in named if key not in listed and key in decision.current]
+    rows += also if unread is None else [row for row in also if row.seq <= after]
+    filters = request.entity_types, request.modified_by
     carriers: dict[str, Row] = {}
-    if not request.features:
-        # PROTOCOL 3.5: an edge travels with its `from` entity; deployed clients choke on a change without an entity.
-        present = {row.id for row in rows if row.kind == "entity"}
-        lacking = tuple({row.from_id: None for row in rows if row.kind == "edge" and row.from_id not in present})
-        if lacking:
-            carriers = (yield Reads(entities=lacking)).entities
+    if not request.features or filters != (None, None):
+        carriers = yield from carriers_of(rows)
+    rows = filtered(rows, carriers, *filters)
+    sent = _sent(request, decision)
+    rows = [row for row in rows if (row.kind, row.id, row.version) not in sent]
     device = held.device or Device()
     if served.seq != device.served:
         yield Writes(device=(request.device, replace(device, served=served.seq)))
@@ -671,8 +678,10 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         head=head,
         served=served,
         served_stamp=served_stamp,
+        unread=unread,
         rows=tuple(rows),
-        carriers=carriers,
+        # PROTOCOL 3.5: an edge travels with its `from` entity; deployed clients choke on a change without an entity.
+        carriers={} if request.features else carriers,
         more=more,
         resync=resync,
         acks=decision.acks,
@@ -682,13 +691,8 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     )
 
 
-def _filtered(rows: list[Row], request: SyncRequest) -> list[Row]:
-    types, authors = request.entity_types, request.modified_by
-    entities = {
-        row.id
-        for row in rows
-        if row.kind == "entity"
-        and (types is None or row.entity_type in types)
-        and (authors is None or row.user_id in authors)
-    }
-    return [row for row in rows if (row.id if row.kind == "entity" else row.from_id) in entities]
+def _sent(request: SyncRequest, decision: Decision) -> frozenset[tuple[Kind, str, str]]:
+    """What a peer with features sent just now, and what was taken to the letter: it holds that."""
+    if not request.features:
+        return frozenset()
+    return frozenset((ack.kind, ack.id, ack.version) for ack in decision.acks if ack.outcome != "lost_kept")

@@ -2,9 +2,9 @@
 
     body -> gate -> route -> decode -> up -> reads -> decide -> one commit -> down -> encode -> answer
 
-Every step but the store's is pure. What a step needs of the store it yields as `Reads` or `Writes`, and `run` is the
-only place where those meet a transaction. With a store that never waits the whole line never waits, so it can be
-driven without an event loop, deterministically.
+Every step but the store's is pure. What a step needs of the store it yields as `Reads` or `Writes`, and those meet a
+transaction only here: in `run`, and in `Rest` for answers that are too large to be held. With a store that never waits
+the whole line never waits, so it can be driven without an event loop, deterministically.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from . import engine
 from .census import Sighting
-from .errors import StoreBusy, VersionRefused
+from .errors import StoreBusy, StoreError, VersionRefused
 from .limits import Limits
 from .merge import Policy
-from .model import Context, Document, Held, Plan, Reads
+from .model import Context, Document, Head, Held, Plan, Reads, Telling, Writes
 from .registry import DOCUMENT
 from .store import Store, Transaction
 from .wire import Negotiation, WireVersion
@@ -31,8 +32,9 @@ ROUTES_MAX = 8  # an operator who switches versions faster than a request is rou
 class Reply(Struct, frozen=True, kw_only=True):
     """What goes back to a peer: an HTTP status, a JSON body, the wire version that was served (None on a refusal).
 
-    `notice` is a line worth logging, for shells; the pure part does not log. `about` is the version that a refusal is
-    about, `sighting` what the census makes of the request.
+    `notice` is a line worth logging, for shells; the pure part does not log. With `rest`, `body` is only the beginning
+    of an answer that is not held whole. `about` is the version that a refusal is about, `sighting` what the census
+    makes of the request.
     """
 
     status: int
@@ -41,6 +43,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     notice: str | None = None
     about: str | None = None
     sighting: Sighting | None = None
+    rest: Rest | None = None
 
 
 class Routed(Struct, frozen=True, kw_only=True):
@@ -91,12 +94,12 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
 
     Raises:
         RemoteProtocolError: the peer sent something wrong; nothing happened.
-        StoreError: the store could not; nothing happened, nothing may be acknowledged.
+        StoreError: the store could not; nothing may be acknowledged.
     """
     for _ in range(ROUTES_MAX):
         try:
             routed = router.route(body, asked)
-            answer: bytes = await routed.handler.serve(routed.message, context, routed.negotiation, routed.decided)
+            answer, rest = await routed.handler.begin(routed.message, context, routed.negotiation, routed.decided)
         except RegistryChanged as changed:
             router.learn(changed.document)
         except VersionRefused:
@@ -104,11 +107,11 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
             if not await router.refresh():
                 raise
         else:
-            return Reply(status=200, body=answer, served=routed.served, sighting=routed.sighting)
+            return Reply(status=200, body=answer, served=routed.served, sighting=routed.sighting, rest=rest)
     raise StoreBusy("expected the served wire versions to stay the same for a moment; they changed again and again")
 
 
-async def serve(
+async def begin(
     wire: WireVersion,
     message: Any,
     *,
@@ -118,23 +121,90 @@ async def serve(
     policy: Policy,
     negotiation: Negotiation | UnsetType = UNSET,
     decided: Document | None = None,
-) -> bytes:
-    """One decoded message, served in its wire version, in one transaction.
+) -> tuple[bytes, Rest | None]:
+    """One decoded message, served in its wire version: the answer, or its beginning and the rest of it.
 
-    The bytes exist only once the transaction has committed: law 1, the ack comes after the commit. With `decided`, the
+    A push is decided in one transaction, and answered when that has committed: law 1, the ack comes after the commit.
+    A read is answered from the snapshot that it was decided in, as far as the first piece goes. With `decided`, the
     document by which the wire version was chosen, the choice holds in this very transaction (PROTOCOL 5.11).
 
     Raises:
         RegistryChanged: it does not; nothing was applied.
     """
-    async with store.transaction(context.graph, write=wire.writes(message)) as tx:
+    writes = wire.writes(message)
+    async with store.transaction(context.graph, write=writes) as tx:
         if decided is not None:
             found = (await tx.read(Reads(documents=(DOCUMENT,)))).documents[DOCUMENT]
             if found != decided:
                 raise RegistryChanged(found)
         request = await run(wire.up(message, context, limits), tx)
         response = await run(engine.serve(request, context, limits, policy), tx)
-        return await run(wire.down(message, response, context, limits, negotiation), tx)
+        telling = wire.down(message, response, context, limits, negotiation)
+        rest = Rest(telling, store, context.graph, response.head)
+        first = None if writes else await rest.next(tx)
+    if first is None:
+        first = await rest.next()
+    return first, None if rest.ended else rest
+
+
+class Rest:
+    """What is still to come of an answer, piece by piece.
+
+    No transaction stays open between two pieces, so a peer that reads slowly holds nothing of the store. The log only
+    ever grows, so every piece can be read as of the head that the answer began with.
+    """
+
+    def __init__(self, telling: Telling, store: Store, graph: str, head: Head) -> None:
+        self.ended = False
+        self._telling = telling
+        self._store = store
+        self._graph = graph
+        self._head = head
+
+    async def next(self, tx: Transaction | None = None) -> bytes:
+        """The next piece, out of `tx` or a transaction of its own; the last one if the answer has `ended` then.
+
+        Raises:
+            StoreError: the answer cannot be ended, and must be broken off; what was told of it is no answer.
+        """
+        step = self._go_on(None)
+        if isinstance(step, bytes):
+            return step
+        if tx is not None:
+            return await self._piece(step, tx)
+        async with self._store.transaction(self._graph, write=False) as own:
+            held = await own.read(Reads(chains=(self._head.seq,)))
+            if (held.head.epoch, held.chains.get(self._head.seq)) != (self._head.epoch, self._head.chain):
+                raise StoreError("expected the log that the answer began with; it was rewound meanwhile")
+            return await self._piece(step, own)
+
+    async def _piece(self, step: Reads | Writes | bytes, tx: Transaction) -> bytes:
+        while not isinstance(step, bytes):
+            held = Held(head=self._head)
+            if isinstance(step, Reads):
+                at = self._head.seq if step.as_of is None else min(step.as_of, self._head.seq)
+                held = await tx.read(replace(step, as_of=at))
+            else:
+                await tx.write(step)
+            step = self._go_on(held)
+        return step
+
+    def _go_on(self, held: Held | None) -> Reads | Writes | bytes:
+        try:
+            # A generator that has just yielded bytes, or nothing yet, is sent nothing.
+            return next(self._telling) if held is None else self._telling.send(held)
+        except StopIteration as stop:
+            self.ended = True
+            last: bytes = stop.value
+            return last
+
+
+async def whole(first: bytes, rest: Rest | None) -> bytes:
+    """An answer in one piece, for those who cannot take several."""
+    pieces = [first]
+    while rest is not None and not rest.ended:
+        pieces.append(await rest.next())
+    return b"".join(pieces)
 
 
 async def run(plan: Plan[T], tx: Transaction) -> T:

@@ -46,6 +46,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     # -- one message; only for peers that announce `features`: deployed ones push and read everything at once --
     changes_max: int = 10_000  # ten times what our own server commits in about 10 ms
     page_rows_max: int = 1_000  # rows of one page: about 0.5 MB of typical rows
+    page_bytes_max: int = 2 * 2**20  # and what they come to: clients read 8 MiB. A larger row is a page of its own
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

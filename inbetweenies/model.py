@@ -102,9 +102,9 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
 
     `since` is in microseconds, and stands for all up to `since_span` later; `after` is a bare sequence number; `cursor`
     is provable; none of them, with `full` false, is a delta from the position the server remembers for `device`.
-    `paging` is whether the peer understands pages. `features` non-empty means that additive fields are understood.
-    `ack` confirms the last answer: text that sorts after that of the ack before it, so that an old one that was held up
-    confirms nothing.
+    `features` non-empty means that additive fields are understood, and ``paging`` among them pages; `pieces` that a
+    whole answer may be left unread in part (`SyncResponse.unread`). `ack` confirms the last answer: text that sorts
+    after that of the ack before it, so that an old one that was held up confirms nothing.
     """
 
     device: str
@@ -118,6 +118,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     since_span: int = 0
     features: frozenset[str] = frozenset()
     page_rows: int | None = None
+    pieces: bool = False
     entity_types: frozenset[str] | None = None
     modified_by: frozenset[str] | None = None
     ack: str | None = None
@@ -249,11 +250,18 @@ class Document(Struct, frozen=True, kw_only=True):
 
 
 class Span(Struct, frozen=True, kw_only=True):
-    """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them."""
+    """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them.
+
+    `size` ends the span with the row whose body fills so many bytes. `kind` leaves out the rows of the other kind,
+    `entity_type` all but the entities of that type.
+    """
 
     after: int
     upto: int
     rows: int | None = None
+    size: int | None = None
+    kind: Kind | None = None
+    entity_type: str | None = None
 
 
 class Reads(Struct, frozen=True, kw_only=True):
@@ -262,8 +270,9 @@ class Reads(Struct, frozen=True, kw_only=True):
     `history` asks for every row of these entities, `edge_history` for every row of these edges.
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
-    `listing` asks for (id, version) of every current entity, sorted by id. `documents` asks for these of the store as
-    a whole, as they are at this transaction's moment; one that was never written is answered with revision 0.
+    `listing` asks for (id, version) of every current entity, sorted by id; of those after `listing_after` only, and at
+    most `listing_rows` of them. `documents` asks for these of the store as a whole, as they are at this transaction's
+    moment; one that was never written is answered with revision 0.
     """
 
     entities: tuple[str, ...] = ()
@@ -279,6 +288,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     device: str | None = None
     span: Span | None = None
     listing: bool = False
+    listing_after: str = ""
+    listing_rows: int | None = None
     as_of: int | None = None
     documents: tuple[str, ...] = ()
 
@@ -315,17 +326,32 @@ class Writes(Struct, frozen=True, kw_only=True):
         return bool(self.rows or self.closed or self.device)
 
 
+class Unread(Struct, frozen=True, kw_only=True):
+    """The rows of a whole answer that are read only while it is told: all current ones after a seq, up to the head.
+
+    `sent` are those that the peer has just sent itself. `alone` says that an edge may travel without its entity.
+    """
+
+    after: int
+    sent: frozenset[tuple[Kind, str, str]] = frozenset()
+    alone: bool = False
+    entity_types: frozenset[str] | None = None
+    modified_by: frozenset[str] | None = None
+
+
 class SyncResponse(Struct, frozen=True, kw_only=True):
     """What the server answers, whatever wire version says it.
 
-    `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
-    that a later page follows. `resync` says that the peer's cursor was not of this log, so that `rows` start anew.
-    `open` names in full the ids of which something was refused, which `refused` may name in short.
+    `rows` are current rows in commit order, entities and edges; `unread` comes before them. The answer covers the log
+    up to `served`; `more` says that a later page follows. `resync` says that the peer's cursor was not of this log, so
+    that `rows` start anew. `open` names in full the ids of which something was refused, which `refused` may name in
+    short.
     """
 
     head: Head
     served: Cursor
     served_stamp: int
+    unread: Unread | None = None
     rows: tuple[Row, ...] = ()
     carriers: dict[str, Row] = {}
     more: bool = False
@@ -387,6 +413,9 @@ _T = TypeVar("_T")
 
 #: A pure piece of server work: it yields what it must read or write, is sent what the store holds, and returns a value.
 Plan: TypeAlias = Generator[Reads | Writes, Held, _T]
+
+#: A plan of an answer that need not be held whole: what it yields as bytes comes before what it returns.
+Telling: TypeAlias = Generator[Reads | Writes | bytes, Held, bytes]
 
 
 # --- the few functions that everybody needs to agree on -----------------------------------------------------------

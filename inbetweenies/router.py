@@ -24,7 +24,7 @@ from .errors import (
     StoreError,
     VersionRefused,
 )
-from .exchange import Asked, Reply, Routed
+from .exchange import Asked, Reply, Rest, Routed
 from .limits import Limits, checked_decode, gate
 from .merge import Policy
 from .model import Context, Document
@@ -97,18 +97,18 @@ class ProtocolHandler:
         gate(body, self.limits)
         message = self.wire.decode(body, limits=self.limits)
         context = msgspec.structs.replace(self.context, now=self.clock())
-        answer: dict[str, Any] = _decode(await self.serve(message, context))
+        answer: dict[str, Any] = _decode(await exchange.whole(*await self.begin(message, context)))
         return answer
 
-    async def serve(
+    async def begin(
         self,
         message: Any,
         context: Context,
         negotiation: Negotiation | UnsetType = UNSET,
         decided: Document | None = None,
-    ) -> bytes:
-        """Serve a decoded message and return the encoded answer (see `exchange.serve`)."""
-        return await exchange.serve(
+    ) -> tuple[bytes, Rest | None]:
+        """Serve a decoded message; the encoded answer, or its beginning and the rest of it (see `exchange.begin`)."""
+        return await exchange.begin(
             self.wire,
             message,
             store=self.store,
@@ -274,6 +274,7 @@ class ProtocolFallback:
         header: str | None = None,
         accept: str | None = None,
         agent: str | None = None,
+        pieces: bool = False,
     ) -> Reply:
         """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do.
 
@@ -281,10 +282,15 @@ class ProtocolFallback:
             header: the version that the transport names, if it does.
             accept: the versions that it offers, separated by commas; counts where the body offers none.
             agent: what the peer calls itself, for the census.
+            pieces: whether the caller can send a `body` and then what `Reply.rest` still gives; without, the body is
+                whole, however large.
         """
         asked = Asked(path=path, version=header, accept=accept, agent=agent)
         try:
-            return await exchange.respond(body, router=self, context=context, asked=asked)
+            reply = await exchange.respond(body, router=self, context=context, asked=asked)
+            if pieces or reply.rest is None:
+                return reply
+            return msgspec.structs.replace(reply, body=await exchange.whole(reply.body, reply.rest), rest=None)
         except RemoteProtocolError as error:
             return Reply(
                 status=error.status,
@@ -317,7 +323,7 @@ class ProtocolFallback:
         supported = told_to(offer, registry)
         message = self._decode(handler, body, choice, asked.path, registry, supported)
         return Routed(
-            handler=handler if hasattr(handler, "serve") else _DictHandler(handler),
+            handler=handler if hasattr(handler, "begin") else _DictHandler(handler),
             message=message,
             served=choice.served,
             negotiation=_negotiation(choice, supported),
@@ -385,9 +391,9 @@ class _DictHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
-    async def serve(self, message: Any, context: Context, *_: object) -> bytes:
+    async def begin(self, message: Any, context: Context, *_: object) -> tuple[bytes, Rest | None]:
         answer = await self._handler.process(message)
-        return _dict_bytes(answer)
+        return _dict_bytes(answer), None
 
 
 _any = msgspec.json.Decoder(dict[str, Any])

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from ..auth import Failures, MemoryTokens, Principal, Tokens, bearer, same_password, source_of
 from ..errors import LocalProtocolError, RemoteProtocolError, StoreBusy, StoreError
+from ..exchange import Rest
 from ..limits import Limits, checked_decode, gate
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..registry import Registry
@@ -37,6 +38,7 @@ from .http import (
     NO_STORE,
     RETRY,
     Answer,
+    BrokenOffError,
     Call,
     Door,
     GoneError,
@@ -271,13 +273,16 @@ class App:
     async def _send(self, call: Call, answer: Answer, send: Send) -> None:
         headers = self.answer_headers(call, answer)
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
+        body = b"" if call.method == "HEAD" else answer.body
+        await send({"type": "http.response.body", "body": body, "more_body": answer.rest is not None})
+        if answer.rest is not None:
+            await self._send_rest(call, answer.rest, send)
 
     def answer_headers(self, call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
         """All headers of an answer."""
         return [
             (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
-            *([] if answer.status == 304 else [(b"content-length", b"%d" % len(answer.body))]),
+            *([] if answer.status == 304 or answer.rest else [(b"content-length", b"%d" % len(answer.body))]),
             *self.registry_headers(),
             *version_headers(self._registry(), answer.served, answer.about),
             (b"inbetweenies-request-id", call.id.encode()),
@@ -297,6 +302,25 @@ class App:
         if registry is not self._told[0]:
             self._told = (registry, registry_headers(registry))
         return self._told[1]
+
+    async def _send_rest(self, call: Call, rest: Rest, send: Send) -> None:
+        """PROTOCOL 4.9: the pieces after the first, each read when the peer has taken the one before.
+
+        Raises:
+            BrokenOffError: it cannot be ended; what was sent is not a whole answer, and must not look like one.
+        """
+        gone = asyncio.ensure_future(call.receive())
+        try:
+            while not rest.ended:
+                if gone.done() and gone.result()["type"] == "http.disconnect":
+                    return
+                piece = await self._run(rest.next)
+                await send({"type": "http.response.body", "body": piece, "more_body": not rest.ended})
+        except Exception as error:
+            logger.warning("%s broken off: %s: %s", call.id, type(error).__name__, error)
+            raise BrokenOffError(call.id) from error
+        finally:
+            gone.cancel()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -372,6 +396,10 @@ class App:
     async def _work(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run what may use the store: with others at most `requests_max` at once, and not for ever."""
         await self._door.enter()
+        return await self._run(make, self._door.leave)
+
+    async def _run(self, make: Callable[[], Coroutine[Any, Any, T]], leave: Callable[[], None] = lambda: None) -> T:
+        """The same for what is let in already. `leave` is called when it is done, or would never begin."""
         job: Job[T] | None = None
         try:
             async with asyncio.timeout(self.bounds.handler_seconds):
@@ -387,11 +415,11 @@ class App:
             raise refused("unavailable", expected, "none; send it again") from None
         finally:
             if job is None or job.done() or job.cancel():
-                self._door.leave()
+                leave()
             else:
                 # The thread is still at it, and counts until it is done.
-                leave = partial(asyncio.get_running_loop().call_soon_threadsafe, self._door.leave)
-                job.add_done_callback(partial(_quietly, leave))
+                later = partial(asyncio.get_running_loop().call_soon_threadsafe, leave)
+                job.add_done_callback(partial(_quietly, later))
 
     async def _aside(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run what may use the store beside the requests: it takes nobody's turn, waits for none, nor for ever."""
@@ -424,13 +452,16 @@ class App:
         principal = self.principal(call)
         body = await self._body(call, self.router.limits.body_bytes_max)
         header = call.headers.get(b"inbetweenies-version")
-        answer = await self.sync(call, principal, body, header=None if header is None else header.decode("latin-1"))
+        header_text = None if header is None else header.decode("latin-1")
+        answer = await self.sync(call, principal, body, header=header_text, pieces=True)
         if answer.wrote:
             self._sockets.changed(principal.graph)
         return answer
 
-    async def sync(self, call: Call, principal: Principal, body: bytes, *, header: str | None) -> Answer:
-        """One sync message; `header` is the wire version that the transport names, if it does."""
+    async def sync(
+        self, call: Call, principal: Principal, body: bytes, *, header: str | None, pieces: bool = False
+    ) -> Answer:
+        """One sync message; `header` is the wire version that the transport names, if it does. See `router.handle`."""
         path = call.path if call.path.startswith(SYNC) and call.path != sockets.PATH else SYNC
         accept, agent = (
             None if (value := call.headers.get(name)) is None else value.decode("latin-1")
@@ -444,6 +475,7 @@ class App:
                 header=header,
                 accept=accept,
                 agent=agent,
+                pieces=pieces,
             )
         )
         self._upkeep.count(reply.sighting)
@@ -451,7 +483,7 @@ class App:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
         headers = (NO_STORE, RETRY) if reply.status in (429, 503) else (NO_STORE,)
         wrote = reply.sighting is not None and reply.sighting.wrote
-        return Answer(reply.status, reply.body, headers, reply.served, reply.about, wrote)
+        return Answer(reply.status, reply.body, headers, reply.served, reply.about, wrote, reply.rest)
 
     async def _status(self, call: Call) -> Answer:
         """``server_time`` is the stamp of the newest commit, so none to come is at or before it (PROTOCOL 4.2)."""

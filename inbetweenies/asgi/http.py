@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import RemoteProtocolError
+from ..exchange import Rest
 from ..negotiation import problem
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -62,7 +63,7 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True):
-    """One HTTP answer, but for the headers that all of them have.
+    """One HTTP answer, but for the headers that all of them have. With `rest`, `body` is only its beginning.
 
     `served` is the wire version that it is in, `about` the one that a refusal is about; `wrote` says that the request
     carried changes.
@@ -74,6 +75,7 @@ class Answer(Struct, frozen=True):
     served: str | None = None
     about: str | None = None
     wrote: bool = False
+    rest: Rest | None = None
 
 
 class RefusalError(Exception):
@@ -86,6 +88,10 @@ class RefusalError(Exception):
 
 class GoneError(Exception):
     """The client hung up; there is nobody to answer."""
+
+
+class BrokenOffError(Exception):
+    """An answer that has begun cannot be ended. The server must hang up, so that nobody takes it for a whole one."""
 
 
 class Call:

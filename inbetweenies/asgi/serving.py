@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from ..auth import is_loopback
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..negotiation import problem
 from .application import App
-from .http import Headers, ServerLimits, encode
+from .http import BrokenOffError, Headers, ServerLimits, encode
 
 
 def run(
@@ -62,6 +63,7 @@ def run(
         timeout_keep_alive=bounds.keep_alive_seconds,
         timeout_graceful_shutdown=bounds.shutdown_seconds,
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, or asyncio does not switch off Nagle's algorithm, and every answer takes 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
@@ -72,6 +74,11 @@ def run(
         line = f"listening on http://{name}:{listener.getsockname()[1]}"
 
         Server(config, partial(announce or _print, line)).run(sockets=[listener])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Answers that were broken off are told by the application, in a line."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], BrokenOffError)
 
 
 def _print(line: str) -> None:

@@ -277,8 +277,9 @@ class _Transaction(BaseTransaction):
         if reads.span is not None:
             answer["span"] = self._span(reads.span, at, end)
         if reads.listing:
-            rows = self._span(Span(after=0, upto=end), at, end)
-            answer["listing"] = tuple(sorted((row.id, row.version) for row in rows if row.kind == "entity"))
+            rows = self._span(Span(after=0, upto=end, kind="entity"), at, end)
+            listed = sorted((row.id, row.version) for row in rows if row.id > reads.listing_after)
+            answer["listing"] = tuple(listed[: reads.listing_rows])
         return answer
 
     def _history(self, kind: Kind, id_: str, end: int) -> tuple[Row, ...]:
@@ -300,9 +301,17 @@ class _Transaction(BaseTransaction):
 
     def _span(self, span: Span, at: int, end: int) -> tuple[Row, ...]:
         rows: list[Row] = []
+        size = 0
         for row in self._in.log[max(span.after, 0) : max(min(span.upto, at), 0)]:
-            if len(rows) == span.rows:
+            if len(rows) == span.rows or (rows and span.size is not None and size >= span.size):
                 break
-            if row.until is None or row.until > at:
+            if (row.until is None or row.until > at) and _wanted(row, span):
                 rows.append(_seen(row, end))
+                size += len(row.body)
         return tuple(rows)
+
+
+def _wanted(row: Row, span: Span) -> bool:
+    if span.entity_type is not None:
+        return row.kind == "entity" and row.entity_type == span.entity_type and span.kind != "edge"
+    return span.kind is None or row.kind == span.kind

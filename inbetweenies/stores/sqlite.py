@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
@@ -23,13 +23,13 @@ from typing import Any, Final
 from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
-from ..model import Device, Document, Head, Held, Reads, Row, Writes
+from ..model import Device, Document, Head, Held, Reads, Row, Span, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
 from .memory import random_epoch
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
 APPLICATION_ID: Final = 0x496E6274
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 #: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
 FOREVER: Final = 2**63 - 1
@@ -37,6 +37,10 @@ FOREVER: Final = 2**63 - 1
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
 KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
 
+_INDEXES: Final = f"""
+CREATE INDEX log_type ON log (graph, entity_type, until, seq) WHERE kind = 'entity';
+CREATE INDEX log_listing ON log (graph, id, version) WHERE until = {FOREVER} AND kind = 'entity';
+"""
 _DOCUMENTS: Final = """
 CREATE TABLE documents (
     name TEXT NOT NULL PRIMARY KEY,
@@ -83,7 +87,7 @@ CREATE UNIQUE INDEX log_version ON log (graph, kind, id, version);
 CREATE UNIQUE INDEX log_until ON log (graph, kind, id, until);
 CREATE INDEX log_from ON log (graph, from_id, until) WHERE kind = 'edge';
 CREATE INDEX log_to ON log (graph, to_id, until) WHERE kind = 'edge';
-CREATE INDEX log_type ON log (graph, entity_type, until) WHERE kind = 'entity';
+{_INDEXES}
 CREATE INDEX log_current ON log (graph, seq) WHERE until = {FOREVER};
 CREATE TABLE devices (
     graph INTEGER NOT NULL REFERENCES graphs,
@@ -98,7 +102,13 @@ PRAGMA application_id = {APPLICATION_ID};
 """
 
 #: What makes the next schema of each one that a file may have.
-UPGRADES: Final = {1: _DOCUMENTS}
+UPGRADES: Final = {
+    1: _DOCUMENTS,
+    2: f"""
+DROP INDEX log_type;
+{_INDEXES}
+""",
+}
 
 SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
@@ -111,12 +121,12 @@ SETTINGS: Final = (
 )
 
 
-def _sql(statement: str) -> str:
+def _sql(statement: str, **parts: str) -> str:
     """`statement` with what is constant in this module filled in; values are always bound."""
     # The columns are in the order of the fields of `Row`, so that a row is bound as its tuple.
     columns = Row.__struct_fields__
     return Template(statement).substitute(
-        row=", ".join(columns), marks=", ".join("?" for _ in columns), forever=FOREVER
+        parts, row=", ".join(columns), marks=", ".join("?" for _ in columns), forever=FOREVER
     )
 
 
@@ -155,14 +165,24 @@ _HISTORY = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
     ON graph = ? AND kind = k1 AND id = k2""")
 _CHAINS = "SELECT seq, chain FROM asked CROSS JOIN log ON graph = ? AND seq = k1"
 
-# The log in its order: what is current now through its own small index, what was current then through the log itself.
-_SPAN_NOW = _sql("""SELECT $row FROM log INDEXED BY log_current
-    WHERE graph = ? AND until = $forever AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?""")
-_SPAN_THEN = _sql("""SELECT $row FROM log
-    WHERE graph = ? AND until > ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?""")
-_LISTING_NOW = _sql("""SELECT id, version FROM log INDEXED BY log_current
-    WHERE graph = ? AND until = $forever AND seq <= ? AND kind = 'entity'""")
-_LISTING_THEN = "SELECT id, version FROM log WHERE graph = ? AND until > ? AND seq <= ? AND kind = 'entity'"
+# What names every current entity, by id, is read from an index that holds nothing else.
+_LISTING_NOW = _sql("""SELECT id, version FROM log INDEXED BY log_listing
+    WHERE graph = :graph AND until = $forever AND kind = 'entity' AND id > :past ORDER BY id LIMIT :rows""")
+_LISTING_THEN = """SELECT id, version FROM log INDEXED BY log_until
+    WHERE graph = :graph AND kind = 'entity' AND id > :past AND until > :at AND seq <= :at ORDER BY id LIMIT :rows"""
+
+
+@cache
+def _span(*, now: bool, kind: bool, typed: bool) -> str:
+    """The log in its order: what is current now through small indexes, what was current then through the log itself."""
+    only = " AND kind = 'entity' AND entity_type = :entity_type" if typed else ""
+    return _sql(
+        """SELECT $row FROM log$index WHERE graph = :graph$only AND until $visible AND seq > :after AND seq <= :upto
+            ORDER BY seq LIMIT :rows""",
+        index=(" INDEXED BY log_type" if typed else " INDEXED BY log_current") if now else "",
+        only=only + (" AND kind = :kind" if kind else ""),
+        visible=f"= {FOREVER}" if now else "> :at",
+    )
 
 
 @cache
@@ -396,7 +416,7 @@ def _schema(connection: sqlite3.Connection) -> int:
     """Which schema the file has; 0 if it is empty. Raises `StoreError` if it is not ours, or of a newer release."""
     [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application] = connection.execute("PRAGMA application_id").fetchone()
-    [version] = connection.execute("PRAGMA user_version").fetchone()
+    version = _schema(connection)
     if (application, version, objects) == (0, 0, 0):
         return 0
     if application != APPLICATION_ID:
@@ -575,14 +595,27 @@ class _Transaction(BaseTransaction):
         if reads.stamp is not None:
             answer["stamp_seq"] = self._stamp_seq(reads.stamp)
         if reads.span is not None:
-            after, upto = max(min(reads.span.after, end), 0), max(min(reads.span.upto, at), 0)
-            rest = (after, upto, -1 if reads.span.rows is None else reads.span.rows)
-            cursor = run(_SPAN_NOW, (key, *rest)) if at == end else run(_SPAN_THEN, (key, at, *rest))
-            answer["span"] = tuple(_built(cursor))
+            answer["span"] = tuple(self._spanned(reads.span, at, end))
         if reads.listing:
-            cursor = run(_LISTING_NOW, (key, at)) if at == end else run(_LISTING_THEN, (key, at, at))
-            answer["listing"] = tuple(sorted(cursor))
+            most = -1 if reads.listing_rows is None else reads.listing_rows
+            query = _LISTING_NOW if at == end else _LISTING_THEN
+            given = {"graph": self._key, "past": reads.listing_after, "at": at, "rows": most}
+            answer["listing"] = tuple(run(query, given))
         return answer
+
+    def _spanned(self, span: Span, at: int, end: int) -> list[Row]:
+        query = _span(now=at == end, kind=span.kind is not None, typed=span.entity_type is not None)
+        given = {
+            "graph": self._key,
+            "at": at,
+            "after": max(min(span.after, end), 0),
+            "upto": max(min(span.upto, at), 0),
+            "rows": -1 if span.rows is None else span.rows,
+            "kind": span.kind,
+            "entity_type": span.entity_type,
+        }
+        cursor = self._connection.execute(query, given)
+        return _built(cursor if span.size is None else _filling(cursor, span.size))
 
     def _ask(self, query: str, keys: Iterable[tuple[Any, ...]], given: tuple[int, ...]) -> Iterator[sqlite3.Cursor]:
         """`query` for every key, as many keys at a time as pay off."""
@@ -616,6 +649,16 @@ class _Transaction(BaseTransaction):
 def _grouped(rows: list[Row], key: str, order: str) -> dict[str, tuple[Row, ...]]:
     rows.sort(key=attrgetter(key, order))
     return {value: tuple(group) for value, group in groupby(rows, attrgetter(key))}
+
+
+def _filling(cursor: sqlite3.Cursor, size: int) -> Iterator[tuple[Any, ...]]:
+    """What is selected up to and with the row whose body, the last column, fills `size` bytes."""
+    with closing(cursor):
+        for values in cursor:
+            yield values
+            size -= len(values[-1])
+            if size <= 0:
+                return
 
 
 def _single(values: Iterable[Any]) -> list[tuple[Any]]:

@@ -835,6 +835,49 @@ class StoreTests(DocumentTests):
 
         assert expected == list(held.span)
 
+    @pytest.mark.parametrize("as_of", [None, 9])
+    @pytest.mark.parametrize("kind", [None, "entity", "edge"])
+    @pytest.mark.parametrize("entity_type", [None, "device", "room", "located_in"])
+    def test_a_span_leaves_out_other_kinds_and_types(
+        self, store: Store, as_of: int | None, kind: Kind | None, entity_type: str | None
+    ) -> None:
+        self.run(commit(store, "g", *(entity(f"e{number}", entity_type="device") for number in range(4))))
+        self.run(commit(store, "g", *(entity(f"e{number}", entity_type="room") for number in range(2, 6))))
+        self.run(commit(store, "g", *(edge(f"x{number}", None, "e1", "e2") for number in range(3))))
+        self.run(
+            commit(store, "g", entity("e3", entity_type="device"), entity("e4", entity_type="room", current=False))
+        )
+        everything = Span(after=2, upto=12)
+        rows = self.run(read(store, "g", Reads(span=everything, as_of=as_of))).span
+        wanted = [
+            row
+            for row in rows
+            if kind in (None, row.kind)
+            and (entity_type is None or (row.kind, row.entity_type) == ("entity", entity_type))
+        ]
+        for most in (None, 2):
+            span = replace(everything, kind=kind, entity_type=entity_type, rows=most)
+
+            assert wanted[:most] == list(self.run(read(store, "g", Reads(span=span, as_of=as_of))).span)
+
+    @pytest.mark.parametrize("kind", [None, "edge"])
+    @pytest.mark.parametrize("as_of", [None, 6])
+    def test_a_span_ends_with_the_row_that_fills_its_size(
+        self, store: Store, kind: Kind | None, as_of: int | None
+    ) -> None:
+        self.run(commit(store, "g", entity("e1"), entity("e2", entity_type="t" * 500), entity("e3")))
+        self.run(commit(store, "g", *(edge(f"x{number}", None, "e1", "e2") for number in range(4))))
+        rows = self.run(read(store, "g", Reads(span=Span(after=0, upto=7, kind=kind), as_of=as_of))).span
+        ends = [sum(len(row.body) for row in rows[: number + 1]) for number in range(len(rows))]
+        for number, end in enumerate(ends):
+            for size, expected in ((end - 1, number + 1), (end, number + 1), (end + 1, number + 2)):
+                span = Span(after=0, upto=7, size=size, kind=kind)
+
+                assert rows[:expected] == self.run(read(store, "g", Reads(span=span, as_of=as_of))).span
+        least = Span(after=0, upto=7, size=1, rows=0, kind=kind)
+
+        assert () == self.run(read(store, "g", Reads(span=least, as_of=as_of))).span
+
     def test_the_listing_names_every_current_entity_by_id(self, store: Store) -> None:
         self.run(
             commit(
@@ -853,6 +896,14 @@ class StoreTests(DocumentTests):
         held = self.run(read(store, "g", Reads(listing=True)))
 
         assert (("a", "v2"), ("b", "v1"), ("é", "v1"), ("\uffee", "v1"), ("\U0001f3e0", "v1")) == held.listing
+        for as_of in (None, 4):
+            listing = self.run(read(store, "g", Reads(listing=True, as_of=as_of))).listing
+            for past in ("", "a", "aa", "\uffee", "\U0001f3e0"):
+                for most in (None, 0, 1, 3):
+                    part = Reads(listing=True, listing_after=past, listing_rows=most, as_of=as_of)
+                    expected = [named for named in listing if named[0] > past][:most]
+
+                    assert expected == list(self.run(read(store, "g", part)).listing)
 
     @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 511, 512, 513, 1_600])
     def test_any_number_of_things_can_be_asked_for_at_once(self, store: Store, count: int) -> None:
@@ -1011,8 +1062,19 @@ _reads = st.builds(
     chains=st.lists(_seqs, max_size=3).map(tuple),
     stamp=st.none() | st.integers(0, 60),
     device=st.none() | st.sampled_from(["phone", "tablet"]),
-    span=st.none() | st.builds(Span, after=_seqs, upto=_seqs, rows=st.none() | st.integers(0, 5)),
+    span=st.none()
+    | st.builds(
+        Span,
+        after=_seqs,
+        upto=_seqs,
+        rows=st.none() | st.integers(0, 5),
+        size=st.none() | st.integers(1, 500),
+        kind=st.none() | _kinds,
+        entity_type=st.none() | _types,
+    ),
     listing=st.booleans(),
+    listing_after=st.just("") | _ids,
+    listing_rows=st.none() | st.integers(0, 5),
     as_of=st.none() | _seqs,
     documents=st.lists(st.sampled_from(["flags", "plan"]), max_size=2).map(tuple),
 )

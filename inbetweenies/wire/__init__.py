@@ -6,15 +6,19 @@ the file; nothing else changes. To remove one, delete the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from ..errors import LocalProtocolError
 from ..limits import Limits
-from ..model import Context, Plan, SyncRequest, SyncResponse
+from ..model import Context, Plan, SyncRequest, SyncResponse, Telling
 
 ENTRY_POINTS = "inbetweenies.wire"
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Negotiation(Struct, frozen=True, kw_only=True):
@@ -82,8 +86,48 @@ class WireVersion(Protocol):
         context: Context,
         limits: Limits,
         negotiation: Negotiation | UnsetType = UNSET,
-    ) -> Plan[bytes]:
-        """The answer to `message` in this version."""
+    ) -> Telling:
+        """The answer to `message` in this version.
+
+        A plan that yields bytes tells its answer in pieces: what it returns is the last one. What it reads after the
+        first piece it reads as of `response.head`, and it may no longer write. Nothing is told of a push before it has
+        committed.
+        """
+
+
+class Changes:
+    """The bytes of an answer whose ``changes`` are told a few at a time.
+
+    Args:
+        answer: the whole of it, encoded, with ``"changes":[]`` where they go.
+    """
+
+    def __init__(self, answer: bytes) -> None:
+        beginning, self._end = answer.split(b'"changes":[]', 1)
+        self._waiting = [beginning, b'"changes":[']
+        self._comma = b""
+
+    def add(self, changes: Sequence[Any]) -> None:
+        """Tell some more of them."""
+        if changes:
+            self._waiting += (self._comma, _encode(changes)[1:-1])
+            self._comma = b","
+
+    @property
+    def size(self) -> int:
+        """How many bytes are waiting to be taken."""
+        return sum(map(len, self._waiting))
+
+    def take(self) -> bytes:
+        """What was added since this was taken last."""
+        taken = b"".join(self._waiting)
+        self._waiting = []
+        return taken
+
+    def end(self) -> bytes:
+        """The same, and what comes after all changes."""
+        self._waiting += (b"]", self._end)
+        return self.take()
 
 
 def load() -> dict[str, WireVersion]:

@@ -37,12 +37,14 @@ from ..model import (
     Row,
     SyncRequest,
     SyncResponse,
+    Telling,
     edge_version,
     format_time,
     parse_cursor,
     parse_time,
 )
-from . import Follow, Negotiation
+from ..pieces import Told, piece, together
+from . import Changes, Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
@@ -390,6 +392,8 @@ def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None
 
 # --- the digest of the deployed server ----------------------------------------------------------------------------
 
+_LISTING_ROWS: Final = 1_000  # so that what is held of a listing does not grow with the graph
+
 _digests: OrderedDict[tuple[str, int, bytes], str] = OrderedDict()
 
 
@@ -399,8 +403,14 @@ def _state_digest(response: SyncResponse) -> Plan[str]:
     key = (head.epoch, head.seq, head.chain)
     digest = _digests.get(key)
     if digest is None:
-        listing = (yield Reads(listing=True)).listing
-        digest = sha256("".join(f"{id_}\x1f{version}\x1e" for id_, version in listing).encode()).hexdigest()
+        told = sha256()
+        last, full = "", True
+        while full:
+            listing = (yield Reads(listing=True, listing_after=last, listing_rows=_LISTING_ROWS)).listing
+            told.update("".join([f"{id_}\x1f{version}\x1e" for id_, version in listing]).encode())
+            full = len(listing) == _LISTING_ROWS
+            last = listing[-1][0] if full else ""
+        digest = told.hexdigest()
         _digests[key] = digest
         if len(_digests) > 256:
             _digests.popitem(last=False)
@@ -418,29 +428,16 @@ def _body(row: Row) -> Raw:
     return Raw(_encode(shape(**{name: getattr(value, name) for name in shape.__struct_fields__})))
 
 
-def _out(response: SyncResponse) -> list[ChangeOut]:
-    """PROTOCOL 9.2: entities in commit order, each edge with its `from` entity."""
-    changes: list[ChangeOut] = []
-    edges_of: dict[str, list[Raw]] = {}
-    loose: list[Row] = []
-    for row in response.rows:
-        if row.kind == "entity":
-            edges: list[Raw] = []
-            edges_of[row.id] = edges
-            kind: ChangeType = "delete" if row.deleted else "update"
-            changes.append(ChangeOut(change_type=kind, entity=_body(row), relationships=edges))
-        else:
-            loose.append(row)
-    for row in loose:
-        edges = edges_of.get(row.from_id, [])
-        if row.from_id not in edges_of:
-            edges_of[row.from_id] = edges
-            carrier = response.carriers.get(row.from_id)
-            kind = "delete" if carrier is not None and carrier.deleted else "update"
-            entity = None if carrier is None else _body(carrier)
-            changes.append(ChangeOut(change_type=kind, entity=entity, relationships=edges))
-        edges.append(_body(row))
-    return changes
+def _out(told: Iterable[Told]) -> list[ChangeOut]:
+    """PROTOCOL 9.2."""
+    return [
+        ChangeOut(
+            change_type="delete" if one.entity is not None and one.entity.deleted else "update",
+            entity=None if one.entity is None else _body(one.entity),
+            relationships=[_body(edge) for edge in one.edges],
+        )
+        for one in told
+    ]
 
 
 class V2:
@@ -481,6 +478,7 @@ class V2:
             since_span=999 if cut else 0,
             features=features,
             page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
+            pieces=True,
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
             modified_by=None if filters.modified_by is None else frozenset(filters.modified_by),
         )
@@ -492,19 +490,19 @@ class V2:
         context: Context,
         limits: Limits,
         negotiation: Negotiation | UnsetType = UNSET,
-    ) -> Plan[bytes]:
-        """PROTOCOL 9.5."""
+    ) -> Telling:
+        """PROTOCOL 9.5. A whole answer is told in pieces as large as a page."""
         modern = bool(message.features)
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
         done = [ack for ack in response.acks if (ack.kind, ack.id) not in response.open]
         applied = dict.fromkeys(ack.id for ack in done if ack.kind == "entity")
         edges = dict.fromkeys(ack.id for ack in done if ack.kind == "edge")
         digest = None if modern else (yield from _state_digest(response))
-        return _encode(
+        answer = _encode(
             Response(
                 protocol_version=NAME,
                 sync_type=message.sync_type,
-                changes=_out(response),
+                changes=[],
                 conflicts=list(response.conflicts),
                 vector_clock=message.vector_clock,
                 cursor=str(response.served) if modern else None,
@@ -527,6 +525,15 @@ class V2:
                 negotiation=negotiation,
             )
         )
+        changes = Changes(answer)
+        unread = response.unread
+        after = None if unread is None else unread.after
+        while unread is not None and after is not None:
+            told, after = yield from piece(response, unread, after, limits)
+            changes.add(_out(told))
+            yield changes.take()
+        changes.add(_out(together(response.rows, response.carriers)))
+        return changes.end()
 
     def follow(self, body: bytes, answer: bytes) -> Follow | None:
         """PROTOCOL 5.18: the same again, from where `answer` ended and without its changes."""

@@ -6,6 +6,7 @@ The rows are taken from what a store has stored, so a floor never writes or read
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class ServerFloor:
     def read(self) -> float:
         """CPU seconds of one bare SELECT of all current rows in commit order; `write` must have come before."""
         select = f"SELECT * FROM log WHERE graph = ? AND until = {sqlite.FOREVER} ORDER BY seq"
-        return own_cpu(self._db.execute(select, (self._graphs,)).fetchall)
+        # Each row is let go of at once: a server does not hold them all either.
+        return own_cpu(lambda: deque(self._db.execute(select, (self._graphs,)), maxlen=0))
 
 
 class ClientFloor:
@@ -80,7 +82,7 @@ class ClientFloor:
         with closing(_opened(db)) as store:
 
             def work() -> None:
-                store.execute("SELECT * FROM copies").fetchall()
+                deque(store.execute("SELECT * FROM copies"), maxlen=0)
                 store.execute("BEGIN IMMEDIATE")
                 store.executemany(
                     "UPDATE pointers SET theirs = ?, theirs_hash = ?, ours = NULL, ours_hash = NULL"

@@ -41,7 +41,7 @@ from .measure import (
     own_cpu,
     wall,
 )
-from .processes import Client, Peer, Server
+from .processes import Client, Peer, Process, Server
 
 MS: Final = 1_000
 
@@ -55,7 +55,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     small: int = 1_000
     delta: int = 10
     clients: int = 16
-    batches: int = 32
+    batches: int = 64
     batch: int = 100
     turns: int = 5
     crowd_turns: int = 9
@@ -122,10 +122,18 @@ class Bench:
         self.fill("many", self.sizes.many)
         return "many"
 
-    def fill(self, graph: str, entities: int) -> None:
+    @cached_property
+    def huge(self) -> Path:
+        """The file of a server that holds `Sizes.huge` entities with an edge each, in the graph `_GRAPH`."""
+        db = self.path("huge")
+        with Server(db) as server:
+            self.fill(_GRAPH, self.sizes.huge, server)
+        return db
+
+    def fill(self, graph: str, entities: int, server: Server | None = None) -> None:
         """Push a home of so many entities, with an edge each, into `graph`."""
         self.say(f"filling a graph with {entities:,} entities and as many edges")
-        with self.server.peer(graph) as peer:
+        with (server or self.server).peer(graph) as peer:
             for changes in _chunks(data.home(entities), 10_000):
                 assert len(_told.decode(peer.post(data.push(changes))).applied) == len(changes)
 
@@ -231,6 +239,14 @@ def _often(times: int, *works: Callable[[], object]) -> list[Callable[[], float]
 # --- the server's CPU ---------------------------------------------------------------------------------------------
 
 
+def _server_cpu(server: Server, peer: Peer, work: Callable[[], object]) -> float:
+    """CPU seconds of the server process that `work` costs it, what it does after it has answered included."""
+    before = cpu_of(server.pid)
+    work()
+    peer.health()  # answered after whatever the server had to clear away
+    return cpu_of(server.pid) - before
+
+
 def push_10k(bench: Bench) -> list[Row]:
     """One push of everything, durable, over one `executemany` of the rows that it stored."""
     server, many = bench.server, bench.sizes.many
@@ -240,10 +256,9 @@ def push_10k(bench: Bench) -> list[Row]:
     def ours() -> float:
         with server.peer(f"push {next(graphs)}") as peer:
             peer.health()
-            before = cpu_of(server.pid)
-            answer = peer.post(body)
-            used = cpu_of(server.pid) - before
-        told = _told.decode(answer)
+            answers: list[bytes] = []
+            used = _server_cpu(server, peer, lambda: answers.append(peer.post(body)))
+        told = _told.decode(answers[0])
         assert (len(told.applied), len(told.applied_relationships)) == (many, many)
         return used
 
@@ -271,15 +286,8 @@ def pull_10k(bench: Bench) -> list[Row]:
 
 def _pull_cpu(bench: Bench, peer: Peer) -> Callable[[], float]:
     def work() -> float:
-        before = cpu_of(bench.server.pid)
-        cursor: str | None = None
-        answers = []
-        more = True
-        while more:
-            answers.append(peer.post(data.pull(cursor)))
-            told = _told.decode(answers[-1])
-            cursor, more = told.cursor, told.more
-        used = cpu_of(bench.server.pid) - before
+        answers: list[bytes] = []
+        used = _server_cpu(bench.server, peer, lambda: bench.pulled(peer, answers))
         assert sum(_rows(_told.decode(answer)) for answer in answers) == 2 * bench.sizes.many
         return used
 
@@ -287,11 +295,10 @@ def _pull_cpu(bench: Bench, peer: Peer) -> Callable[[], float]:
 
 
 def _whole_cpu(bench: Bench, peer: Peer) -> float:
+    answers: list[bytes] = []
     body = data.pull(None, features=frozenset())
-    before = cpu_of(bench.server.pid)
-    answer = peer.post(body)
-    used = cpu_of(bench.server.pid) - before
-    assert _rows(_told.decode(answer)) == 2 * bench.sizes.many
+    used = _server_cpu(bench.server, peer, lambda: answers.append(peer.post(body)))
+    assert _rows(_told.decode(answers[0])) == 2 * bench.sizes.many
     return used
 
 
@@ -301,10 +308,9 @@ def v1_full_10k(bench: Bench) -> list[Row]:
     with server.peer(graph) as peer:
 
         def ours() -> float:
-            before = cpu_of(server.pid)
-            answer = peer.post(data.PULL_V1)
-            used = cpu_of(server.pid) - before
-            assert len(_told.decode(answer).changes) == many
+            answers: list[bytes] = []
+            used = _server_cpu(server, peer, lambda: answers.append(peer.post(data.PULL_V1)))
+            assert len(_told.decode(answers[0]).changes) == many
             return used
 
         values, floors = in_turns(bench.sizes.turns, ours, _pull_cpu(bench, peer))
@@ -346,9 +352,12 @@ def _delta(bench: Bench, peer: Peer, edits: list[Any], cursor: list[str], rounds
     for _ in range(_DELTAS):
         edits[:] = [data.edited(change, next(rounds)) for change in edits]
         push, pull = data.push(tuple(edits), cursor=cursor[0]), data.pull(cursor[0])
-        before = cpu_of(bench.server.pid)
-        answers = peer.post(push), peer.post(pull)
-        used += cpu_of(bench.server.pid) - before
+        answers: list[bytes] = []
+        used += _server_cpu(
+            bench.server,
+            peer,
+            lambda: answers.extend((peer.post(push), peer.post(pull))),  # noqa: B023 - called at once
+        )
         pushed, told = map(_told.decode, answers)
         assert len(pushed.applied) == len(told.changes) == len(edits)
         assert told.cursor is not None
@@ -411,35 +420,79 @@ def _seed(db: Path, entities: int) -> None:
         store.write(copy_of(edge) for change in changes for edge in change.relationships)
 
 
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
 def first_sync_100k(bench: Bench) -> list[Row]:
     """The first sync of a new client with a large graph: the peak of client and server over what they hold idle."""
     huge = bench.sizes.huge
-    db = bench.path("server")
-    with Server(db) as server, server.peer(_GRAPH) as peer:
-        bench.say(f"filling a graph with {huge:,} entities and as many edges")
-        for changes in _chunks(data.home(huge), 10_000):
-            peer.post(data.push(changes))
-
     clients: list[float] = []
     servers: list[float] = []
     seconds: list[float] = []
     for _ in range(bench.sizes.long_turns):
-        with Server(db) as server, Client(bench.path("client"), server, _GRAPH) as client:
+        with Server(bench.huge) as server, Client(bench.path("client"), server, _GRAPH) as client:
             with server.peer(_GRAPH) as peer:
                 peer.health()
-            idle = [memory_of(process.pid, peak=False) for process in (client, server)]
-            for process in (client, server):
-                forget_peak(process.pid)
             told: dict[str, Any] = {}
-            seconds.append(wall(lambda client=client, told=told: told.update(client.sync())))  # type: ignore[misc]
+            peaks = _over_idle(
+                (client, server),
+                lambda client=client, told=told: seconds.append(wall(lambda: told.update(client.sync()))),  # type: ignore[misc]
+            )
             assert (told["pulled"], told["equal"]) == (2 * huge, True)
-            clients.append(memory_of(client.pid, peak=True) - idle[0])
-            servers.append(memory_of(server.pid, peak=True) - idle[1])
-    told_ = f"{2 * huge:,} rows in {min(seconds):.1f} s; peak resident memory over that of the idle process"
+            clients.append(peaks[0])
+            servers.append(peaks[1])
+    note = f"{2 * huge:,} rows in {min(seconds):.1f} s; peak resident memory over that of the idle process"
     return [
-        bounded("first_sync_100k.client", clients, unit="MB", most=64, note=told_),
-        bounded("first_sync_100k.server", servers, unit="MB", most=64, note=told_),
+        bounded("first_sync_100k.client", clients, unit="MB", most=64, note=note),
+        bounded("first_sync_100k.server", servers, unit="MB", most=64, note=note),
     ]
+
+
+def _over_idle(processes: tuple[Process, ...], work: Callable[[], object]) -> list[float]:
+    """The peak of each process while `work` runs, over what it has in memory before."""
+    idle = [memory_of(process.pid, peak=False) for process in processes]
+    for process in processes:
+        forget_peak(process.pid)
+    work()
+    return [memory_of(process.pid, peak=True) - before for process, before in zip(processes, idle, strict=True)]
+
+
+def deployed_full_100k(bench: Bench) -> list[Row]:
+    """Everything in one answer to a v2 client without features: the server's peak over what it holds idle."""
+    body = data.pull(None, features=frozenset())
+    return [_full_answer(bench, "deployed_full_100k", body, lambda told: _rows(told) == 2 * bench.sizes.huge)]
+
+
+def v1_full_100k(bench: Bench) -> list[Row]:
+    """Everything in one answer to a v1 client: the server's peak over what it holds idle."""
+    return [
+        _full_answer(bench, "v1_full_100k", data.PULL_V1, lambda told: len(told.changes) == bench.sizes.huge),
+    ]
+
+
+def _full_answer(bench: Bench, name: str, body: bytes, is_whole: Callable[[Told], bool]) -> Row:
+    servers: list[float] = []
+    seconds: list[float] = []
+    cpu: list[float] = []
+    size = 0
+    for _ in range(bench.sizes.long_turns):
+        with Server(bench.huge) as server, server.peer(_GRAPH) as peer:
+            peer.health()
+            answers: list[bytes] = []
+
+            def ask(peer: Peer = peer, answers: list[bytes] = answers) -> None:
+                seconds.append(wall(lambda: answers.append(peer.post(body))))
+
+            before = cpu_of(server.pid)
+            servers += _over_idle((server,), ask)
+            cpu.append(cpu_of(server.pid) - before)
+            assert is_whole(_told.decode(answers[0]))
+            size = len(answers[0])
+    note = (
+        f"peak resident memory of the server over that of the idle process; {size / MB:.0f} MB in one answer, in"
+        f" {min(seconds):.1f} s and {min(cpu):.1f} s of its CPU"
+    )
+    return bounded(name, servers, unit="MB", most=64, note=note)
 
 
 # --- latency and throughput ---------------------------------------------------------------------------------------
@@ -520,6 +573,8 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         idle_pull,
         v1_full_10k,
         first_sync_100k,
+        deployed_full_100k,
+        v1_full_100k,
         concurrent_push,
     )
 }

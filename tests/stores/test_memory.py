@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies.errors import LocalProtocolError, StoreBusy
-from inbetweenies.model import Device, Document, Head, Held, Kind, Reads, Row, Writes
+from inbetweenies.model import Device, Document, Head, Held, Kind, Reads, Row, Span, Writes
 from inbetweenies.store import Store, Transaction
 from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
 from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
@@ -103,8 +103,12 @@ class ListTransaction:
             chains={seq: chain for seq, chain in self.chains() if seq in reads.chains},
             stamp_seq=max(stamps, default=0),
             device=self.device(reads.device),
-            span=tuple([row for row in seen if span.after < row.seq <= span.upto][: span.rows]) if span else (),
-            listing=tuple(sorted((row.id, row.version) for row in things)) if reads.listing else (),
+            span=spanned(seen, span) if span else (),
+            listing=tuple(sorted((row.id, row.version) for row in things if row.id > reads.listing_after))[
+                : reads.listing_rows
+            ]
+            if reads.listing
+            else (),
             documents={name: self.documents.get(name, Document()) for name in reads.documents},
         )
 
@@ -122,6 +126,16 @@ class ListTransaction:
             acked=max(one.acked for one in known),
             mark=max(one.mark for one in known),
         )
+
+
+def spanned(seen: Iterable[Row], span: Span) -> tuple[Row, ...]:
+    rows = [row for row in seen if span.after < row.seq <= span.upto and span.kind in (None, row.kind)]
+    if span.entity_type is not None:
+        rows = [row for row in rows if (row.kind, row.entity_type) == ("entity", span.entity_type)]
+    if span.size is not None:
+        before = [sum(len(row.body) for row in rows[:number]) for number in range(len(rows))]
+        rows = [row for row, size in zip(rows, before, strict=True) if size < span.size]
+    return tuple(rows[: span.rows])
 
 
 def _age(row: Row) -> tuple[int, str]:

@@ -53,18 +53,21 @@ class Fuse:
 def ack_before_commit() -> None:
     """The answer is on its way while the commit still waits for its turn."""
 
-    async def serve(wire: Any, message: Any, **named: Any) -> bytes:
+    async def begin(wire: Any, message: Any, **named: Any) -> tuple[bytes, None]:
         context = named["context"]
         block: Any = named["store"].transaction(context.graph, write=wire.writes(message))
         tx = await block.__aenter__()
         request = await exchange.run(wire.up(message, context, named["limits"]), tx)
         response = await exchange.run(engine.serve(request, context, named["limits"], named["policy"]), tx)
-        plan = wire.down(message, response, context, named["limits"], named["negotiation"])
-        answer: bytes = await exchange.run(plan, tx)
+        telling = wire.down(message, response, context, named["limits"], named["negotiation"])
+        rest = exchange.Rest(telling, named["store"], context.graph, response.head)
+        pieces = []
+        while not rest.ended:
+            pieces.append(await rest.next(tx))
         threading.Timer(0.05, lambda: driven(block.__aexit__(None, None, None))).start()
-        return answer
+        return b"".join(pieces), None
 
-    exchange.serve = serve
+    exchange.begin = begin
 
 
 def commit_in_two() -> None:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbetweenies.limits import LIMITS, Limits
-from inbetweenies.model import Context, Device, Plan, Reads, Refused, Span, SyncRequest, Writes, format_time
+from inbetweenies.model import Context, Device, Plan, Reads, Refused, Span, SyncRequest, Telling, Writes, format_time
 from inbetweenies.wire.v1 import WIRE, codec, lens
 from tests.support import NOW, SECOND, Server, at, edge, entity
 from tests.wire.test_v1_codec import NEGOTIATION
-from tests.wire.v1_support import V1Client, change, drive, graphs, whole
+from tests.wire.v1_support import V1Client, change, drive, graphs, told_by, whole
 
 ALL = ("homes", "rooms", "accessories", "users", "services", "characteristics")
 
@@ -420,7 +420,7 @@ def test_a_row_that_was_not_acked_is_not_applied() -> None:
     assert isinstance(message, codec.Push)
     drive(server, WIRE.up(message, Context(), LIMITS))
     response = server.ask(SyncRequest(device="d", user="u", pull=False))
-    answer = json.loads(drive(server, WIRE.down(message, response, Context(), LIMITS)))
+    answer = told_by(server, WIRE.down(message, response, Context(), LIMITS))
 
     assert ([], []) == (answer["applied"], answer["conflicts"])
     assert message.turns[0].problem is None
@@ -1000,7 +1000,7 @@ def happen(server: Server, count: int, act: str, one: int, other: int, value: in
     edited(server, id_, 20 + count, changes, **fields)
 
 
-def stepwise(server: Server, plan: Plan[Any], steps: list[Any]) -> Any:
+def stepwise(server: Server, plan: Plan[Any] | Telling, steps: list[Any]) -> Any:
     """What a plan returns; `steps` gets all that it asks of the store, of which nothing is written."""
     held = server.held(Reads())
     try:
@@ -1038,7 +1038,7 @@ def test_a_refusal_of_an_edge_is_a_refusal_of_its_item() -> None:
     refusal = Refused(id="l", version="v", code="unknown_endpoint", pointer="/changes/0/relationships/0", detail="why")
     again = Refused(id="l", version="v", code="other", pointer="/changes/0", detail="why")
     response = type(response)(head=response.head, served=response.served, served_stamp=0, refused=(refusal, again))
-    answer = json.loads(drive(server, WIRE.down(message, response, Context(), LIMITS)))
+    answer = told_by(server, WIRE.down(message, response, Context(), LIMITS))
 
     assert [("unknown_endpoint", "/changes/0/relationships/0")] == problems(answer)
 
@@ -1051,9 +1051,10 @@ def test_the_span_of_a_delta_is_all_that_a_quiet_read_costs() -> None:
     steps: list[Any] = []
     stepwise(server, WIRE.down(message, response, Context(token="t"), LIMITS), steps)
 
-    assert [Reads, Reads, Writes] == [type(each) for each in steps]
-    assert steps[1] == Reads(span=Span(after=head.seq, upto=head.seq))
-    assert steps[2] == Writes(device=("v1:t:phone", Device(served=head.seq, acked=head.seq, mark="ack 0001")))
+    page = Span(after=head.seq, upto=head.seq, rows=LIMITS.page_rows_max, size=LIMITS.page_bytes_max)
+    assert [Reads, Writes, Reads] == [type(each) for each in steps]
+    assert steps[1] == Writes(device=("v1:t:phone", Device(served=head.seq, acked=head.seq, mark="ack 0001")))
+    assert steps[2] == Reads(span=page)
 
 
 def test_a_move_that_does_not_say_when_it_was_made_is_made() -> None:

@@ -10,9 +10,9 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
-from inbetweenies import engine, exchange
+from inbetweenies import exchange
 from inbetweenies.limits import LIMITS
-from inbetweenies.model import Context, Entity, Plan, Reads, Span
+from inbetweenies.model import Context, Entity, Head, Plan, Reads, Span, Telling
 from inbetweenies.wire import Negotiation
 from inbetweenies.wire.v1 import WIRE
 from inbetweenies.wire.v1.codec import SHAPES
@@ -153,6 +153,12 @@ def drive(server: Server, plan: Plan[Any]) -> Any:
             return await exchange.run(plan, tx)
 
     return run(driven())
+
+
+def told_by(server: Server, telling: Telling, head: Head | None = None) -> Any:
+    """What an answer says that is told from what `server` holds."""
+    rest = exchange.Rest(telling, server.store, "default", head or server.held(Reads()).head)
+    return json.loads(run(exchange.whole(b"", rest)))
 
 
 # --- a second opinion ---------------------------------------------------------------------------------------------
@@ -344,11 +350,16 @@ class V1Client:
         async def exchanged() -> bytes:
             message = WIRE.decode(raw, path=path, strict=strict, limits=LIMITS)
             context = Context(user=self.user, token=self.token, now=self.server.now)
-            async with self.server.store.transaction("default", write=WIRE.writes(message)) as tx:
-                request = await exchange.run(WIRE.up(message, context, self.server.limits), tx)
-                plan = engine.serve(request, context, self.server.limits, self.server.policy)
-                response = await exchange.run(plan, tx)
-                return await exchange.run(WIRE.down(message, response, context, LIMITS, negotiation), tx)
+            answer = await exchange.begin(
+                WIRE,
+                message,
+                store=self.server.store,
+                context=context,
+                limits=self.server.limits,
+                policy=self.server.policy,
+                negotiation=negotiation,
+            )
+            return await exchange.whole(*answer)
 
         return json.loads(run(exchanged()))
 

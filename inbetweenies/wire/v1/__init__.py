@@ -11,7 +11,7 @@ from typing import Any, Final
 from msgspec import UNSET, UnsetType
 
 from ...limits import Limits
-from ...model import Context, Plan, SyncRequest, SyncResponse, format_time
+from ...model import Context, Plan, SyncRequest, SyncResponse, Telling, format_time
 from .. import Follow, Negotiation
 from . import codec, lens, pull, push
 from .codec import Done, Message, Push, Read, SyncAckResponse
@@ -48,15 +48,12 @@ class V1:
         context: Context,
         limits: Limits,
         negotiation: Negotiation | UnsetType = UNSET,
-    ) -> Plan[bytes]:
+    ) -> Telling:
         """The answer to `message`."""
         if isinstance(message, Push):
             return codec.encode((yield from push.down(message, response)), negotiation)
         if isinstance(message, Read):
-            # Who asked for this version may leave things out; who asked for another one had no way to ask for them.
-            foreign = negotiation is not UNSET and negotiation.source != "exact"
-            delta = yield from pull.down(message, response, context, negotiated=foreign)
-            return codec.encode(delta, negotiation)
+            return (yield from pull.down(message, response, context, limits, negotiation))
         return codec.encode(SyncAckResponse(server_time=format_time(context.now)), negotiation)
 
     def follow(self, body: bytes, answer: bytes) -> Follow | None:

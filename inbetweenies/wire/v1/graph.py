@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from ...model import Head, Plan, Reads, Row, Span
+from ...model import Head, Plan, Reads, Row
 
 #: PROTOCOL 8.8: the edges that say where a thing belongs.
 PATHS: Final = frozenset({"part_of", "located_in"})
@@ -174,35 +174,45 @@ def graph_of(head: Head, rows: Iterable[Row]) -> Graph:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_whole(head: Head) -> Plan[Graph]:
-    """The whole graph, in one read."""
-    held = yield Reads(span=Span(after=0, upto=head.seq))
-    return graph_of(head, held.span)
-
-
 def read_above(ids: Iterable[str], head: Head, *, as_of: int | None = None) -> Plan[Graph]:
     """All that the records of `ids` depend on: themselves, what they are in, and every home. One read a level."""
-    seen = dict.fromkeys(ids)
+    return graph_of(head, (yield from _climb(dict.fromkeys(ids), {}, ("home",), as_of)))
+
+
+def read_around(rows: Iterable[Row], first: Row | None, head: Head) -> Plan[Graph]:
+    """The same for rows that are at hand; of the homes that they are not in, only the `first` is among it."""
+    given = {row.id: row for row in rows}
+    above = yield from _climb(dict.fromkeys(given), given, (), None)
+    return graph_of(head, above if first is None else [first, *above])
+
+
+def read_first(head: Head) -> Plan[Row | None]:
+    """PROTOCOL 8.8: the home of what reaches none."""
+    homes = graph_of(head, (yield Reads(types=("home",))).types)
+    return None if homes.placeholder is None else homes.entities[homes.placeholder]
+
+
+def _climb(seen: dict[str, None], given: dict[str, Row], types: tuple[str, ...], as_of: int | None) -> Plan[list[Row]]:
     level = tuple(seen)
     rows: list[Row] = []
-    first: tuple[str, ...] = ("home",)
     # Either stage of `Graph.ways` can be as long as it may be.
     for _ in range(2 * STEPS_MAX + 1):
-        held = yield Reads(entities=level, edges_from=level, types=first, as_of=as_of)
-        rows += [*held.types, *held.entities.values()]
-        first = ()
+        held = yield Reads(entities=() if given else level, edges_from=level, types=types, as_of=as_of)
+        entities = given or held.entities
+        rows += [*held.types, *entities.values()]
+        given, types = {}, ()
         above: dict[str, None] = {}
         for id_, edges in held.edges_from.items():
             rows += edges
             # Ways begin at any record, and lead on only through places and devices that are still there.
-            row = held.entities.get(id_)
-            if id_ in seen and row is not None and (row.entity_type in THINGS or row.entity_type == "note"):
+            row = entities.get(id_)
+            if row is not None and (row.entity_type in THINGS or row.entity_type == "note"):
                 above.update((edge.to_id, None) for edge in edges if edge.entity_type in PATHS)
         level = tuple(id_ for id_ in above if id_ not in seen)
         if not level:
             break
         seen.update(dict.fromkeys(level))
-    return graph_of(head, rows)
+    return rows
 
 
 def read_below(ids: Iterable[str]) -> Plan[set[str]]:
