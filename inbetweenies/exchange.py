@@ -9,13 +9,14 @@ the whole line never waits, so it can be driven without an event loop, determini
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from . import engine
-from .errors import StoreError
+from .errors import StoreError, StoreUndone
 from .limits import Limits
 from .merge import Policy
 from .model import Context, Head, Held, Plan, Reads, Telling, Writes
@@ -82,6 +83,26 @@ async def begin(
     A push is decided in one transaction, and answered when that has committed: law 1, the ack comes after the commit.
     A read is answered from the snapshot that it was decided in, as far as the first piece goes.
     """
+    for _ in range(UNDONE_MAX):
+        with suppress(StoreUndone):
+            return await _begin(wire, message, store, context, limits, policy, negotiation)
+    return await _begin(wire, message, store, context, limits, policy, negotiation)
+
+
+#: How often a message is served anew because somebody else's could not be committed. Stores see to it that once is
+#: enough; who meets with it again and again is told to come back later.
+UNDONE_MAX: Final = 2
+
+
+async def _begin(
+    wire: WireVersion,
+    message: Any,
+    store: Store,
+    context: Context,
+    limits: Limits,
+    policy: Policy,
+    negotiation: Negotiation | UnsetType,
+) -> tuple[bytes, Rest | None]:
     writes = wire.writes(message)
     async with store.transaction(context.graph, write=writes) as tx:
         request = await run(wire.up(message, context, limits), tx)
