@@ -168,6 +168,9 @@ def beside(version: str, hash_: bytes) -> str:
 def in_order(changes: Iterable[Change]) -> list[Change]:
     """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
     listed = list(changes)
+    ids = [change.entity.id for change in listed if change.entity is not None]
+    if len(set(ids)) == len(ids):
+        return listed
     of_id: dict[str, list[tuple[int, Entity]]] = {}
     for index, change in enumerate(listed):
         if change.entity is not None:

@@ -134,6 +134,10 @@ class StoreBusy(StoreError):
     """Another writer holds the store for too long. Try again; nothing is wrong with the request."""
 
 
+class StoreUndone(StoreBusy):
+    """What was written was undone because of another writer whose commit it shared. Run the same once more."""
+
+
 class StoreFull(StoreError):
     """No room is left to write. Reads go on; writes are refused until there is room."""
 

@@ -9,14 +9,15 @@ the whole line never waits, so it can be driven without an event loop, determini
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from . import engine
 from .census import Sighting
-from .errors import StoreBusy, StoreError, VersionRefused
+from .errors import StoreBusy, StoreError, StoreUndone, VersionRefused
 from .limits import Limits
 from .merge import Policy
 from .model import Context, Document, Head, Held, Plan, Reads, Telling, Writes
@@ -131,6 +132,27 @@ async def begin(
     Raises:
         RegistryChanged: it does not; nothing was applied.
     """
+    for _ in range(UNDONE_MAX):
+        with suppress(StoreUndone):
+            return await _begin(wire, message, store, context, limits, policy, negotiation, decided)
+    return await _begin(wire, message, store, context, limits, policy, negotiation, decided)
+
+
+#: How often a message is served anew because somebody else's could not be committed. Stores see to it that once is
+#: enough; who meets with it again and again is told to come back later.
+UNDONE_MAX: Final = 2
+
+
+async def _begin(
+    wire: WireVersion,
+    message: Any,
+    store: Store,
+    context: Context,
+    limits: Limits,
+    policy: Policy,
+    negotiation: Negotiation | UnsetType,
+    decided: Document | None,
+) -> tuple[bytes, Rest | None]:
     writes = wire.writes(message)
     async with store.transaction(context.graph, write=writes) as tx:
         if decided is not None:

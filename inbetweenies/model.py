@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b, sha1
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -30,8 +31,10 @@ Kind = Literal["entity", "edge"]
 
 # --- values that users and peers speak of -------------------------------------------------------------------------
 
+# `gc=False` where a message holds many: nothing in them can lead back to them, and looking for that costs a tenth.
 
-class Entity(Struct, frozen=True, kw_only=True):
+
+class Entity(Struct, frozen=True, kw_only=True, gc=False):
     """PROTOCOL 3.1: one immutable row version of a thing in the home.
 
     `content` is canonical JSON of an object; its key ``deleted`` being truthy makes this row a tombstone.
@@ -52,7 +55,7 @@ class Entity(Struct, frozen=True, kw_only=True):
     source_original: str | UnsetType = UNSET
 
 
-class Relationship(Struct, frozen=True, kw_only=True):
+class Relationship(Struct, frozen=True, kw_only=True, gc=False):
     """PROTOCOL 3.5: one value of a directed edge.
 
     Keyed by `id`; the versions of its endpoints are provenance, joins are by id. `version` names this value of the
@@ -71,7 +74,7 @@ class Relationship(Struct, frozen=True, kw_only=True):
     user_id: str = ""
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class Change(Struct, frozen=True, kw_only=True, gc=False):
     """One item of a push: a row version of an entity, edges, or both.
 
     `delete` is the peer's word for "this removes it"; a delete without an entity says nothing and is ignored.
@@ -127,7 +130,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
 Outcome = Literal["applied", "fast_forward", "merged", "lost_kept", "superseded", "dup", "noop_delete"]
 
 
-class Ack(Struct, frozen=True, kw_only=True):
+class Ack(Struct, frozen=True, kw_only=True, gc=False):
     """PROTOCOL 4.5: one pushed row reached a terminal state. `head` is the row version that is current now, if any."""
 
     kind: Kind
@@ -160,7 +163,7 @@ class Conflict(Struct, frozen=True, kw_only=True):
 # --- values that stores hold --------------------------------------------------------------------------------------
 
 
-class Row(Struct, frozen=True, kw_only=True, gc=False):  # holds no containers; a full sync holds many of these
+class Row(Struct, frozen=True, kw_only=True, gc=False):
     """PROTOCOL 4.1: one line of a graph's log, immutable but for `until`.
 
     Attributes:
@@ -430,9 +433,12 @@ def body_of(value: Entity | Relationship) -> bytes:
     return _encode(value)
 
 
+_PERSON: Final[dict[Kind, bytes]] = {"entity": b"ib-entity", "edge": b"ib-edge"}
+
+
 def row_hash(kind: Kind, body: bytes) -> bytes:
     """PROTOCOL 3.7: 32 bytes that two peers agree on exactly when they hold the same row."""
-    return blake2b(body, digest_size=32, person=b"ib-" + kind.encode()).digest()
+    return blake2b(body, digest_size=32, person=_PERSON[kind]).digest()
 
 
 def next_chain(chain: bytes, hash_: bytes) -> bytes:
@@ -488,17 +494,26 @@ _EDIT = re.compile(f"(?:{_TIME.pattern})(?:-|\\Z)")
 
 def _micros(match: re.Match[str]) -> int | None:
     year, month, day, hour, minute, second, fraction, zone = match.groups()
-    try:
-        # A leap second is the last moment of its minute.
-        at = datetime(int(year), int(month), int(day), int(hour), int(minute), min(int(second or 0), 59), tzinfo=UTC)
-    except ValueError:
+    start = _day(year, month, day)
+    if start is None or hour > "23" or minute > "59":
         return None
+    # A leap second is the last moment of its minute.
+    seconds = start + int(hour) * 3600 + int(minute) * 60 + min(int(second or 0), 59)
     # Digits beyond the microsecond are cut, never rounded: a time must not move forward.
-    micros = (at - EPOCH) // timedelta(microseconds=1) + int((fraction or "0")[:6].ljust(6, "0"))
+    micros = seconds * 1_000_000 + int((fraction or "0")[:6].ljust(6, "0"))
     if zone and zone not in "Zz":
         minutes = int(zone[1:3]) * 60 + int(zone[-2:])
         micros -= (minutes if zone[0] == "+" else -minutes) * 60_000_000
     return micros
+
+
+@lru_cache(1024)  # what is synced together was mostly edited within days
+def _day(year: str, month: str, day: str) -> int | None:
+    """Seconds since 1970 at which a day begins, None if there is no such day."""
+    try:
+        return (date(int(year), int(month), int(day)).toordinal() - EPOCH.toordinal()) * 86_400
+    except ValueError:
+        return None
 
 
 def parse_time(text: str) -> int | None:

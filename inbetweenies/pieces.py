@@ -7,9 +7,7 @@ held of it never depends on how large the graph is. Every edge is told with the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
-
-from msgspec import Struct
+from typing import Final, TypeAlias
 
 from .limits import Limits
 from .model import Kind, Plan, Reads, Row, Span, SyncRequest, SyncResponse, Unread
@@ -18,11 +16,8 @@ from .model import Kind, Plan, Reads, Row, Span, SyncRequest, SyncResponse, Unre
 FRAME_BYTES: Final = 64
 
 
-class Told(Struct, frozen=True):
-    """An entity and the edges that are told with it; without an entity, edges that travel alone."""
-
-    entity: Row | None
-    edges: Sequence[Row]
+#: An entity and the edges that are told with it; without an entity, edges that travel alone.
+Told: TypeAlias = tuple[Row | None, Sequence[Row]]
 
 
 def together(rows: Iterable[Row], carriers: Mapping[str, Row]) -> list[Told]:
@@ -34,13 +29,13 @@ def together(rows: Iterable[Row], carriers: Mapping[str, Row]) -> list[Told]:
     for row in rows:
         if row.kind == "entity":
             edges_of[row.id] = []
-            told.append(Told(row, edges_of[row.id]))
+            told.append((row, edges_of[row.id]))
         else:
             loose.append(row)
     for row in loose:
         if row.from_id not in edges_of:
             edges_of[row.from_id] = []
-            told.append(Told(carriers.get(row.from_id), edges_of[row.from_id]))
+            told.append((carriers.get(row.from_id), edges_of[row.from_id]))
         edges_of[row.from_id].append(row)
     return told
 
@@ -128,11 +123,11 @@ def piece(response: SyncResponse, unread: Unread, after: int, limits: Limits) ->
     for row in things:
         spared, edges = _sent(row, unread), edges_of(row)
         if edges or not spared:
-            told.append(Told(None if spared else row, edges))
+            told.append((None if spared else row, edges))
     for row in carriers:
         edges = edges_of(row)
         if edges and after < edges[0].seq <= rows[-1].seq:
-            told.append(Told(None if unread.alone else row, edges))
+            told.append((None if unread.alone else row, edges))
     return told, None if ends(rows, span) else rows[-1].seq
 
 

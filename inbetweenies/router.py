@@ -427,7 +427,8 @@ def _carries_changes(peek: _Peek) -> bool:
     """Whether the body would write something: `changes` is there and is not an empty list."""
     if isinstance(peek.changes, UnsetType):
         return False
-    return _NO_CHANGES.fullmatch(bytes(peek.changes)) is None
+    # Looked at where they are: a copy of them would be a copy of the body.
+    return _NO_CHANGES.fullmatch(memoryview(peek.changes)) is None
 
 
 def _offer(peek: _Peek, accept: str | None) -> tuple[str, ...] | None:

@@ -31,10 +31,11 @@ class Store(Protocol):
         """Open a transaction on `graph`, which exists from the first time it is named.
 
         Leaving the block commits durably; an exception rolls everything back. With `write`, transactions on one graph
-        run one after another. Without, `write()` keeps only the device hint (which may be forgotten), and readers see
-        the last commit without waiting.
+        run one after another; several may become durable together, and each is left when its own rows are. Without,
+        `write()` keeps only the device hint (which may be forgotten), and readers see the last commit without waiting.
 
         Raises:
+            StoreUndone: nothing was applied, because of another writer; run the whole block once more.
             StoreBusy, StoreFull, StoreCorrupt: nothing was applied.
         """
 

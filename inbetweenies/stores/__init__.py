@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
@@ -145,25 +145,72 @@ class DeviceHints:
 
 
 class WriterGate:
-    """Lets one writer in at a time. A thread that would wait for itself is told so instead of waiting for ever."""
+    """Lets one writer in at a time, in the order in which they came.
+
+    A thread that would wait for itself is told so instead of waiting for ever.
+    """
 
     def __init__(self, timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
         self._timeout_s = timeout_ms / 1000
         self._lock = threading.Lock()
         self._owner: int | None = None
+        self._turns: deque[_Turn] = deque()
 
     def enter(self) -> None:
-        """Raises `StoreBusy`: this thread is inside already, or another one stayed inside for too long."""
-        if self._owner == threading.get_ident():
-            raise StoreBusy("expected the write transaction that this thread has open to end first; got a second one")
-        if not self._lock.acquire(timeout=self._timeout_s):
+        """Raises `StoreBusy`: this thread is inside already, or others stayed inside for too long."""
+        turn = _Turn(threading.get_ident())
+        with self._lock:
+            if self._owner == turn.thread:
+                raise StoreBusy(
+                    "expected the write transaction that this thread has open to end first; got a second one"
+                )
+            if self._owner is None:
+                self._owner = turn.thread
+                return
+            self._turns.append(turn)
+        try:
+            came = turn.came.wait(self._timeout_s)
+        except BaseException:
+            if not self._give_up(turn):
+                self.leave()
+            raise
+        if not came and self._give_up(turn):
             raise StoreBusy(f"expected the writer before to end within {self._timeout_s:g} s; it did not")
-        self._owner = threading.get_ident()
+
+    def pass_on(self) -> bool:
+        """Let in whoever waits longest. False if nobody waits; then this writer stays inside."""
+        with self._lock:
+            return self._next()
 
     def leave(self) -> None:
-        """Let the next one in."""
-        self._owner = None
-        self._lock.release()
+        """Let in whoever waits longest, or else whoever comes."""
+        with self._lock:
+            if not self._next():
+                self._owner = None
+
+    def _next(self) -> bool:
+        if not self._turns:
+            return False
+        turn = self._turns.popleft()
+        self._owner = turn.thread
+        turn.came.set()
+        return True
+
+    def _give_up(self, turn: _Turn) -> bool:
+        """Stop waiting. False if the turn came in that very moment."""
+        with self._lock:
+            if turn.came.is_set():
+                return False
+            self._turns.remove(turn)
+            return True
+
+
+class _Turn:
+    """A thread that waits to be let in."""
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.came = threading.Event()
 
 
 class BaseTransaction(AbstractAsyncContextManager["BaseTransaction"]):

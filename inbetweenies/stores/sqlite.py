@@ -24,7 +24,8 @@ from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from ..model import Device, Document, Head, Held, Reads, Row, Span, Writes
-from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
+from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints
+from .commits import SHARE_MS, Commits, Shared
 from .memory import random_epoch
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
@@ -241,6 +242,7 @@ class SqliteStore:
             ``-shm``, which belong to it: back it up with SQLite's backup API, not by copying.
         epochs: makes the epoch of each new graph.
         busy_timeout_ms: how long a writer waits, for threads of this process and for other processes each.
+        share_ms: how long a writer may have to wait for others with which it shares a commit; 0 for a commit each.
         device_hints_max: how many devices' hints are kept in memory.
         on_connect: called with each new connection after the settings, to change them or to watch.
 
@@ -255,13 +257,14 @@ class SqliteStore:
         *,
         epochs: Callable[[], str] = random_epoch,
         busy_timeout_ms: int = BUSY_TIMEOUT_MS,
+        share_ms: int = SHARE_MS,
         device_hints_max: int = DEVICE_HINTS_MAX,
         on_connect: Callable[[sqlite3.Connection], object] | None = None,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
         self._hints = DeviceHints(device_hints_max)
-        self._file = _File(Path(path).absolute(), epochs, busy_timeout_ms, on_connect)
+        self._file = _File(Path(path).absolute(), epochs, busy_timeout_ms, share_ms, on_connect)
         self._file.open()
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
@@ -274,14 +277,10 @@ class SqliteStore:
             return _document(connection, name)
 
     async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
-        """See `inbetweenies.store.Store`. One statement, so a transaction of its own."""
-        self._file.gate.enter()
-        try:
-            with self._file.lent("write a document") as connection:
-                statement = _ADD_DOCUMENT if revision == 0 else _SET_DOCUMENT
-                return connection.execute(statement, (body, name, revision)).rowcount == 1
-        finally:
-            self._file.gate.leave()
+        """See `inbetweenies.store.Store`. One statement, so a transaction of its own, which waits for the others."""
+        with self._file.lent("write a document") as connection:
+            statement = _ADD_DOCUMENT if revision == 0 else _SET_DOCUMENT
+            return connection.execute(statement, (body, name, revision)).rowcount == 1
 
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
@@ -294,17 +293,18 @@ _OPENING = threading.Lock()
 
 
 class _File:
-    """The file, its idle connections, and the gate for those who write to it."""
+    """The file, its idle connections, and the commits of those who write to it."""
 
     def __init__(
         self,
         path: Path,
         epochs: Callable[[], str],
         busy_timeout_ms: int,
+        share_ms: int,
         on_connect: Callable[[sqlite3.Connection], object] | None,
     ) -> None:
         self.epochs = epochs
-        self.gate = WriterGate(busy_timeout_ms)
+        self.commits = Commits(self.take, self.give_back, _border, busy_timeout_ms=busy_timeout_ms, share_ms=share_ms)
         self._path = path
         self._busy_timeout_ms = busy_timeout_ms
         self._on_connect = on_connect
@@ -366,14 +366,23 @@ class _File:
                 yield connection
                 sound = True
             finally:
-                self.give_back(connection, sound=sound)
+                self.give_back(connection, sound)
 
-    def give_back(self, connection: sqlite3.Connection, *, sound: bool) -> None:
+    def give_back(self, connection: sqlite3.Connection, sound: bool) -> None:
         """Keep a connection for the next transaction, unless an error makes it doubtful."""
         if sound and not self._closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
             self._idle.append(connection)
         else:
             _close(connection)
+
+    def add_graph(self, name: str, epoch: str) -> None:
+        """Make a graph, durably, unless somebody else has."""
+        connection, sound = self.take(), False
+        try:
+            connection.execute(_ADD_GRAPH, (name, epoch))
+            sound = True
+        finally:
+            self.give_back(connection, sound)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -445,7 +454,9 @@ class _Transaction(BaseTransaction):
     def __init__(self, file: _File, graph: str, *, write: bool, hints: DeviceHints) -> None:
         super().__init__(graph, write=write, hints=hints)
         self._file = file
-        self._sound = True
+        self._shared: Shared
+        self._sound = False  # until it has begun
+        self._wrote = False
 
     # its course
 
@@ -453,65 +464,72 @@ class _Transaction(BaseTransaction):
         with ExitStack() as undo:
             undo.enter_context(_border("begin a transaction"))
             if self.writable:
-                self._file.gate.enter()
-                undo.callback(self._file.gate.leave)
-            self._connection = self._file.take()
-            undo.callback(self._file.give_back, self._connection, sound=False)
-            head = self._start() or self._first_start()
+                self._shared = self._file.commits.enter()
+                self._connection = self._shared.connection
+            else:
+                self._connection = self._file.take()
+            undo.callback(self._rollback)
+            if not self.writable:
+                self._connection.execute("BEGIN")
+            head = self._find_head() or self._first_head()
             undo.pop_all()
+        self._sound = True
         return head
 
-    def _start(self) -> Head | None:
-        """The head of the snapshot that begins here; None, and no transaction, if nobody named the graph before."""
-        # A reader that became a writer half way could not be told to wait (SQLite's BUSY_SNAPSHOT).
-        self._connection.execute("BEGIN IMMEDIATE" if self.writable else "BEGIN")
+    def _find_head(self) -> Head | None:
+        """The head of the snapshot; None if nobody named the graph before."""
         found = self._connection.execute(_HEAD, (self.graph,)).fetchone()
         if found is None:
-            self._connection.execute("ROLLBACK")
             return None
         self._key, epoch, seq, chain, stamp, digest = found
         return Head(epoch=epoch, seq=seq, chain=chain, stamp=stamp, digest=int.from_bytes(digest, "big"))
 
-    def _first_start(self) -> Head:
+    def _first_head(self) -> Head:
         # A commit of its own: the epoch that this transaction tells must be the same even if it is rolled back.
-        with ExitStack() as leaving:
-            if not self.writable:
-                self._file.gate.enter()
-                leaving.callback(self._file.gate.leave)
-            self._connection.execute(_ADD_GRAPH, (self.graph, self._file.epochs()))
-        head = self._start()
+        commits, new = self._file.commits, (self.graph, self._file.epochs())
+        if self.writable:
+            commits.settle()
+            self._file.add_graph(*new)
+            self._shared = commits.begin()
+            self._connection = self._shared.connection
+        else:
+            self._connection.execute("ROLLBACK")
+            commits.alone(lambda: self._connection.execute(_ADD_GRAPH, new))
+            self._connection.execute("BEGIN")
+        head = self._find_head()
         if head is None:
             raise StoreCorrupt("expected to find the graph that was just made; it is gone")
         return head
 
     def _commit(self) -> None:
+        if self.writable:
+            self._file.commits.done(self._shared)
+            return
         try:
             with self._border("commit"):
                 self._connection.execute("COMMIT")
         except BaseException:
-            # Whether it is durable is not known; it counts as not done, and the sender's repetition settles it.
             self._sound = False
             raise
         finally:
-            self._end()
+            self._rollback()
 
     def _rollback(self) -> None:
-        self._end()
-
-    def _end(self) -> None:
+        if self.writable:
+            self._file.commits.leave(self._shared, wrote=self._wrote, sound=self._sound)
+            return
         try:
             if self._connection.in_transaction:  # some errors have rolled back already
                 self._connection.execute("ROLLBACK")
         except (sqlite3.Error, MemoryError):
             self._sound = False
-        self._file.give_back(self._connection, sound=self._sound)
-        if self.writable:
-            self._file.gate.leave()
+        self._file.give_back(self._connection, self._sound)
 
     # writing
 
     def _apply(self, writes: Writes) -> None:
         key, run = self._key, self._connection
+        self._wrote = True
         with self._border("write"):
             if writes.closed:
                 # Before the new rows come: the old one must have made room for the next current row of its id.

@@ -29,6 +29,7 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Kind,
     Outcome,
     Plan,
     Reads,
@@ -60,7 +61,7 @@ ChangeType = Literal["create", "update", "delete"]
 # --- messages -----------------------------------------------------------------------------------------------------
 
 
-class EntityIn(Struct, kw_only=True):
+class EntityIn(Struct, kw_only=True, gc=False):
     """PROTOCOL 9.3: an entity as a peer writes it."""
 
     id: str
@@ -76,7 +77,7 @@ class EntityIn(Struct, kw_only=True):
     source_original: str | UnsetType = UNSET
 
 
-class RelationshipIn(Struct, kw_only=True):
+class RelationshipIn(Struct, kw_only=True, gc=False):
     """PROTOCOL 9.4: an edge as a peer writes it; `version` and `user_id` are ours, deployed peers send neither."""
 
     id: str
@@ -90,7 +91,7 @@ class RelationshipIn(Struct, kw_only=True):
     user_id: str | None = None
 
 
-class ChangeIn(Struct, kw_only=True):
+class ChangeIn(Struct, kw_only=True, gc=False):
     """PROTOCOL 9.2: one change of a request or of an answer."""
 
     change_type: ChangeType
@@ -134,7 +135,7 @@ class StrictRequest(Request, kw_only=True, forbid_unknown_fields=True):
     client: dict[str, Any] | None = None
 
 
-class ChangeOut(Struct, kw_only=True):
+class ChangeOut(Struct, kw_only=True, gc=False):
     """PROTOCOL 9.2, with entity and edges in stored form."""
 
     change_type: ChangeType
@@ -161,7 +162,7 @@ class ConflictOut(Struct, kw_only=True):
     resolved_version: str | None = None
 
 
-class AckOut(Struct, kw_only=True):
+class AckOut(Struct, kw_only=True, gc=False):
     """PROTOCOL 9.7: an ack that names the row version, for peers with features."""
 
     kind: Literal["entity", "edge"]
@@ -420,6 +421,12 @@ def _state_digest(response: SyncResponse) -> Plan[str]:
 # --- from the model -----------------------------------------------------------------------------------------------
 
 
+def _settled(response: SyncResponse, kind: Kind) -> list[str]:
+    """PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state."""
+    ids = dict.fromkeys(ack.id for ack in response.acks if ack.kind == kind)
+    return [id_ for id_ in ids if (kind, id_) not in response.open] if response.open else list(ids)
+
+
 def _body(row: Row) -> Raw:
     if _STORED_AS_SERVED:
         return Raw(row.body)
@@ -432,11 +439,11 @@ def _out(told: Iterable[Told]) -> list[ChangeOut]:
     """PROTOCOL 9.2."""
     return [
         ChangeOut(
-            change_type="delete" if one.entity is not None and one.entity.deleted else "update",
-            entity=None if one.entity is None else _body(one.entity),
-            relationships=[_body(edge) for edge in one.edges],
+            change_type="delete" if entity is not None and entity.deleted else "update",
+            entity=None if entity is None else _body(entity),
+            relationships=[_body(edge) for edge in edges],
         )
-        for one in told
+        for entity, edges in told
     ]
 
 
@@ -493,10 +500,7 @@ class V2:
     ) -> Telling:
         """PROTOCOL 9.5. A whole answer is told in pieces as large as a page."""
         modern = bool(message.features)
-        # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
-        done = [ack for ack in response.acks if (ack.kind, ack.id) not in response.open]
-        applied = dict.fromkeys(ack.id for ack in done if ack.kind == "entity")
-        edges = dict.fromkeys(ack.id for ack in done if ack.kind == "edge")
+        applied, edges = _settled(response, "entity"), _settled(response, "edge")
         digest = None if modern else (yield from _state_digest(response))
         answer = _encode(
             Response(
@@ -513,8 +517,8 @@ class V2:
                     conflicts_resolved=len(response.conflicts),
                 ),
                 server_time=format_time(response.served_stamp),
-                applied=list(applied),
-                applied_relationships=list(edges),
+                applied=applied,
+                applied_relationships=edges,
                 refused=list(response.refused) or UNSET,
                 acks=list(response.acks) if modern else UNSET,
                 more=response.more if modern else UNSET,

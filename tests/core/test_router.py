@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from inbetweenies import ProtocolFallback, RemoteProtocolError, V1ProtocolHandler, V2ProtocolHandler
 from inbetweenies.census import Sighting
-from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy
-from inbetweenies.exchange import RegistryChanged, Reply
+from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy, StoreUndone
+from inbetweenies.exchange import UNDONE_MAX, RegistryChanged, Reply
 from inbetweenies.model import Context, Reads
 from inbetweenies.registry import Decision, Decisions, document_of
 from inbetweenies.router import ProtocolHandler
@@ -362,6 +362,24 @@ def test_a_store_that_cannot_is_told_as_unavailable() -> None:
     reply = run(ProtocolFallback(Busy()).handle(msgspec.json.encode(V2_READ), context=CONTEXT))
 
     assert (503, "unavailable") == (reply.status, msgspec.json.decode(reply.body)["code"])
+
+
+@pytest.mark.parametrize(("undone", "status"), [(0, 200), (1, 200), (UNDONE_MAX, 200), (UNDONE_MAX + 1, 503)])
+def test_what_was_undone_for_the_sake_of_others_is_done_again(undone: int, status: int) -> None:
+    class Shared(MemoryStore):
+        left = undone
+
+        def transaction(self, graph: str, *, write: bool) -> Any:
+            self.left -= write
+            if write and self.left >= 0:
+                raise StoreUndone("somebody else's commit failed")
+            return super().transaction(graph, write=write)
+
+    store = Shared()
+    reply = run(ProtocolFallback(store).handle(msgspec.json.encode(V2_PUSH), context=CONTEXT))
+    held = run(ProtocolFallback(store).handle_sync_request(V2_READ))["changes"]
+
+    assert (status, 2 * (status == 200)) == (reply.status, len(held))
 
 
 @pytest.mark.parametrize(

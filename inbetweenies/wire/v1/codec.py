@@ -31,7 +31,7 @@ ENVELOPE: Final = frozenset({"protocol_version", "supported_versions", "features
 # its placeholder: what a record says where the graph says nothing, or nothing that v1 has a type for (PROTOCOL 8.10).
 
 
-class Home(Struct):
+class Home(Struct, gc=False):
     """PROTOCOL 8.7: an entity `home`."""
 
     id: str
@@ -42,7 +42,7 @@ class Home(Struct):
     sync_id: str | None = None
 
 
-class Room(Struct):
+class Room(Struct, gc=False):
     """PROTOCOL 8.7: an entity `room`."""
 
     id: str
@@ -53,7 +53,7 @@ class Room(Struct):
     sync_id: str | None = None
 
 
-class Accessory(Struct):
+class Accessory(Struct, gc=False):
     """PROTOCOL 8.7: an entity `device`; the rooms it stands in cannot be said in v1."""
 
     id: str
@@ -72,7 +72,7 @@ class Accessory(Struct):
     sync_id: str | None = None
 
 
-class User(Struct):
+class User(Struct, gc=False):
     """PROTOCOL 8.7: an entity `note` whose content has ``kind = "user"``."""
 
     id: str
@@ -86,7 +86,7 @@ class User(Struct):
     sync_id: str | None = None
 
 
-class Service(Struct):
+class Service(Struct, gc=False):
     """PROTOCOL 8.7: ``content.services[id]`` of the device `accessory_id`; served only to a client that asks."""
 
     id: str
@@ -100,7 +100,7 @@ class Service(Struct):
     sync_id: str | None = None
 
 
-class Characteristic(Struct):
+class Characteristic(Struct, gc=False):
     """PROTOCOL 8.7: ``characteristics[id]`` of the service `service_id`; `value` is JSON text in a string."""
 
     id: str
@@ -240,7 +240,7 @@ class SyncRequest(Struct, kw_only=True):
     include_deleted: Any = True
 
 
-class DeltaChange(Struct, kw_only=True):
+class DeltaChange(Struct, kw_only=True, gc=False):
     """PROTOCOL 8.3: one record of an answer: singular `entity_type`; `updated_at` and `sync_id` as in `data`."""
 
     entity_type: str
