@@ -11,15 +11,19 @@ from asyncio import TimerHandle
 from asyncio.transports import BaseTransport
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from .http import ServerLimits
 
-NO_UTF8 = 1007
-LATE = 1008
-NO_ROOM = 1013
+NO_UTF8: Final = 1007
+LATE: Final = 1008
+NO_ROOM: Final = 1013
+
+PIECE_BYTES: Final = 16 * 1024  # are parsed at a time
+#: In one piece; tens of thousands of pings or fragments in one segment would keep everybody waiting.
+FRAMES_MAX: Final = 512
 
 
 class Impatient:
@@ -65,6 +69,7 @@ class BoundedSocket(Impatient, WebSocketsSansIOProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.close_timeout = self.bounds.stall_seconds  # for the peer to say goodbye too
         self._rest = (
             bytearray()
         )  # of a message in fragments, all but the first: one may be a byte, and as an object is 50
@@ -89,9 +94,10 @@ class BoundedSocket(Impatient, WebSocketsSansIOProtocol):
         if self.handshake_initiated and not self.handshake_complete:
             self.transport.abort()  # no peer may go on before it was answered; the parser cannot take it
             return
-        super().data_received(data)
-        if self.close_sent:
-            return
+        for start in range(0, len(data), PIECE_BYTES):
+            super().data_received(data[start : start + PIECE_BYTES])
+            if self.close_sent or self.transport.is_closing():
+                return
         held = len(self.conn.reader.buffer) + sum(map(len, self.frames)) + len(self._rest)
         room = self.hold(held - self._held)
         self._held = held
@@ -101,6 +107,12 @@ class BoundedSocket(Impatient, WebSocketsSansIOProtocol):
             self._in_time()
         elif self._late is None:
             self._late = self.loop.call_later(self.bounds.body_seconds, self._fail, LATE, "timeout")
+
+    def handle_events(self) -> None:
+        if len(self.conn.events) > FRAMES_MAX:
+            self._fail(LATE, "frames too small")
+        else:
+            super().handle_events()
 
     def handle_cont(self, event: Any) -> None:
         self._rest += event.data
