@@ -108,7 +108,7 @@ EVIL: dict[str, tuple[Act, type[InbetweeniesError]]] = {
     "an ack of what is no kind": (told(acks=[ACK | {"kind": "x"}]), BadAnswer),
     "an ack that says what no ack says": (told(acks=[ACK | {"outcome": "eaten"}]), BadAnswer),
     "a version that was not offered": (told(protocol_version="inbetweenies-v3"), ServedVersionMismatch),
-    "an older version that was not asked for": (told(protocol_version="inbetweenies-v1"), ServedVersionMismatch),
+    "an older version, in which it then says nothing": (told(protocol_version="inbetweenies-v1"), BadAnswer),
     "no version": (told(protocol_version=None), ServedVersionMismatch),
     "somebody else's JSON": (told(b'{"status":"ok"}'), BadAnswer),
 }  # fmt: skip

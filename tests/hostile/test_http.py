@@ -190,28 +190,6 @@ def test_a_body_in_another_encoding_is_refused_whoever_says_so(impatient: Site, 
             assert "malformed_body" == line.post(body, content_type=content_type).code
 
 
-#: Not applicable until there is a WebSocket endpoint: then its handshake succeeds, this fails, and each frame of
-#: `ws_frames.json` has to end the connection with the code that stands beside it.
-HANDSHAKE = (
-    b"GET /api/v1/sync/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer TOKEN\r\nupgrade: websocket\r\n"
-    b"connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
-
-
-def test_frames_of_a_websocket_lead_nowhere_as_long_as_there_is_none(impatient: Site) -> None:
-    tally = Tally("ws_frames, of which none applies until there is a WebSocket endpoint")
-    listed = cases("ws_frames")
-    handshake = HANDSHAKE.replace(b"TOKEN", impatient.token.encode())
-    with ThreadPoolExecutor(len(listed)) as pool:
-        told = list(pool.map(lambda case: impatient.process.exchange(handshake + bytes.fromhex(case["hex"])), listed))
-    for case, raw in zip(listed, told, strict=True):
-        assert [405] == [status for status, _ in answers(raw)], case["name"]
-        tally.add("not applicable")
-
-    assert serves(impatient)
-    assert 11 == tally.told()
-
-
 # --- connections on which nothing happens -------------------------------------------------------------------------
 
 HEAD = b"POST /api/v1/sync/ HTTP/1.1\r\nhost: x\r\nauthorization: Bearer TOKEN\r\n"
