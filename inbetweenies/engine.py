@@ -13,10 +13,10 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from . import merge
+from . import merge, rewind
 from .errors import RemoteProtocolError, clip
 from .limits import Limits
-from .merge import Policy, arrival, later, side_of
+from .merge import Policy, later, side_of
 from .model import (
     SEQ_MAX,
     TIME_MIN,
@@ -47,6 +47,7 @@ from .model import (
     row_hash,
     says_deleted,
 )
+from .order import in_order
 
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
@@ -61,6 +62,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     writes: Writes
     head: Head
+    device_forked: bool = False
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
@@ -86,6 +88,10 @@ def serve(
             pointer="/changes",
         )
     held = yield reads(request)
+    if rewind.FEATURE in request.features:
+        instead = yield from rewind.attend(request, held, context.now)
+        if instead is not None:
+            return instead
     closer = look_closer(request, held)
     if closer is not None:
         more = yield closer
@@ -93,6 +99,8 @@ def serve(
     decision = decide(request, held, now=context.now, limits=limits, policy=policy)
     if decision.writes:
         yield decision.writes
+    if decision.writes.device is not None:
+        held = replace(held, device=decision.writes.device[1])
     if not request.pull:
         return SyncResponse(
             head=decision.head,
@@ -118,9 +126,11 @@ def reads(request: SyncRequest) -> Reads:
         entities=tuple({entity.id: None for entity in entities}),
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
-        chains=(request.cursor.seq,) if request.cursor else (),
+        chains=rewind.asks(request),
         stamp=request.since,
         device=request.device,
+        seqs=() if request.common is None else (request.common.seq,),
+        events=any(change.offered for change in request.changes),
     )
 
 
@@ -160,38 +170,6 @@ def beside(version: str, hash_: bytes) -> str:
     return f"{version}#{hash_[:4].hex()}"
 
 
-def in_order(changes: Iterable[Change]) -> list[Change]:
-    """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
-    listed = list(changes)
-    of_id: dict[str, list[int]] = {}
-    for index, change in enumerate(listed):
-        if change.entity is not None:
-            of_id.setdefault(change.entity.id, []).append(index)
-    for indexes in of_id.values():
-        if len(indexes) > 1:
-            for index, change in zip(indexes, _parents_first([listed[index] for index in indexes]), strict=True):
-                listed[index] = change
-    return listed
-
-
-def _parents_first(changes: list[Change]) -> list[Change]:
-    waiting = list(changes)
-    ordered: list[Change] = []
-    while waiting:
-        versions = {change.entity.version for change in waiting if change.entity}
-        # In a circle of parents nobody is first; then the order of the message stands.
-        first = next(
-            (change for change in waiting if change.entity and not versions & _other_parents(change.entity)), waiting[0]
-        )
-        ordered.append(first)
-        waiting.remove(first)
-    return ordered
-
-
-def _other_parents(entity: Entity) -> set[str]:
-    return set(entity.parent_versions) - {entity.version}
-
-
 # --- the decision -------------------------------------------------------------------------------------------------
 
 
@@ -210,17 +188,22 @@ def decide(
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
+        work.offered = change.offered
         if change.entity is not None:
             work.take_entity(change, change.entity)
     # PROTOCOL 4.6: entities before relationships over the whole batch.
     for change in request.changes:
+        work.offered = change.offered
         for index, edge in enumerate(change.relationships):
             work.take_edge(edge, f"{change.pointer}/relationships/{index}", aside=("edge", edge.id) in change.aside)
     return work.decision()
 
 
 class _Work:
-    """The rows that one push adds, on top of what is held. Lives for one `decide`."""
+    """The rows that one push adds, on top of what is held. Lives for one `decide`.
+
+    `offered`: the change that is being taken is not its sender's; a log that is gone held it (PROTOCOL 4.14).
+    """
 
     def __init__(self, request: SyncRequest, held: Held, now: int, limits: Limits, policy: Policy) -> None:
         self.request = request
@@ -228,6 +211,8 @@ class _Work:
         self.now = now
         self.limits = limits
         self.policy = policy
+        self.offered = False
+        self.lost_after = rewind.lost_after(request, held)
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
@@ -260,12 +245,12 @@ class _Work:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
         elif current is None:
-            if change.delete and not entity.parent_versions:
+            if change.delete and not entity.parent_versions and not change.offered:
                 self.ack("entity", entity.id, entity.version, "noop_delete")
             else:
                 self.add_entity(entity, body, hash_, current=True)
                 self.ack("entity", entity.id, entity.version, "applied")
-        elif current.version in entity.parent_versions:
+        elif current.version in entity.parent_versions or (change.offered and self.lost_after.untouched(current)):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
         else:
@@ -302,7 +287,7 @@ class _Work:
             return
         mine = current.entity()
         here = side_of(current)
-        edit, timed = arrival(entity.version, self.now)
+        edit, timed = self.arrival(entity.version)
         there = merge.Side(version=entity.version, edit=edit, timed=timed)
         deleted = says_deleted(entity.content)
         if merge.alike(mine, entity) or (deleted and current.deleted):
@@ -367,9 +352,10 @@ class _Work:
         edit: int | None = None,
         above: int = TIME_MIN,
     ) -> Row:
-        timed = True
+        timed, via = True, ""
         if edit is None:
-            edit, timed = arrival(entity.version, self.now)
+            edit, timed = self.arrival(entity.version, alone=("entity", entity.id) not in self.current)
+            via = self.request.device if self.offered else ""
         return self.add(
             "entity",
             entity.id,
@@ -383,6 +369,7 @@ class _Work:
             deleted=says_deleted(entity.content),
             type_=entity.entity_type,
             user=entity.user_id,
+            via=via,
         )
 
     # edges
@@ -417,8 +404,12 @@ class _Work:
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
+        current = self.current.get(("edge", named.id))
+        edit, timed = self.arrival(named.version, alone=current is None)
+        if self.offered and current is not None and not self.lost_after.untouched(current):
+            # PROTOCOL 4.14: the order of commits would let it take the place of what was written since.
+            aside = aside or not later(side_of(current), merge.Side(version=named.version, edit=edit, timed=timed))[0]
         outcome: Outcome = "lost_kept" if known is not None else "superseded" if aside else "applied"
-        edit, timed = arrival(named.version, self.now)
         self.add(
             "edge",
             named.id,
@@ -434,10 +425,17 @@ class _Work:
             user=named.user_id,
             from_id=named.from_entity_id,
             to_id=named.to_entity_id,
+            via=self.request.device if self.offered else "",
         )
         self.ack("edge", named.id, edge.version, outcome)
 
     # rows
+
+    def arrival(self, version: str, *, alone: bool = False) -> tuple[int, bool]:
+        """The edit time that counts for the row that is being taken, `alone` if nothing is current in its place."""
+        if self.offered:
+            return self.lost_after.arrival(version, self.now, alone=alone)
+        return merge.arrival(version, self.now)
 
     def add(
         self,
@@ -455,6 +453,7 @@ class _Work:
         user: str,
         from_id: str = "",
         to_id: str = "",
+        via: str = "",
         above: int = TIME_MIN,
     ) -> Row:
         """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
@@ -481,6 +480,7 @@ class _Work:
             user_id=user,
             from_id=from_id,
             to_id=to_id,
+            via=via,
             hash=hash_,
             chain=self.chain,
             body=body,
@@ -529,7 +529,14 @@ class _Work:
         if mark is not None:
             before = before or Device()
             if mark > before.mark:
-                device = (self.request.device, Device(served=before.served, acked=before.served, mark=mark))
+                device = (self.request.device, replace(before, acked=before.served, mark=mark))
+        counted, events = rewind.counted(self.request, before or Device(), self.now)
+        forked = bool(events)
+        if counted is not None:
+            device = (self.request.device, counted)
+        came_back = sum(row.via != "" for row in self.rows.values())
+        if came_back:
+            events += (rewind.offers(self.request, head, came_back, self.held.events, self.now),)
         acks = []
         for kind, id_, version, outcome in self.acks:
             now = self.current.get((kind, id_))
@@ -540,8 +547,10 @@ class _Work:
                 closed=tuple(self.closed),
                 head=head if self.rows else None,
                 device=device,
+                events=events,
             ),
             head=head,
+            device_forked=forked,
             acks=tuple(acks),
             refused=tuple(self.refused),
             conflicts=tuple(self.conflicts),
@@ -608,8 +617,9 @@ def start_of(request: SyncRequest, held: Held) -> tuple[int, bool]:
     head = held.head
     cursor = request.cursor
     if cursor is not None:
-        known = cursor.epoch == head.epoch and cursor.seq <= head.seq and held.chains.get(cursor.seq) == cursor.chain
-        return (cursor.seq, False) if known else (0, True)
+        # Without a witness nothing but the epoch tells a peer that what it holds may be lost here.
+        same = cursor.epoch == head.epoch or rewind.FEATURE in request.features
+        return (cursor.seq, False) if same and rewind.holds(held, cursor) else (0, True)
     if request.after is not None:
         return (request.after, False) if request.after <= min(head.seq, SEQ_MAX) else (0, True)
     if request.full:
@@ -630,11 +640,15 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     if "paging" in request.features:
         most = min(request.page_rows or limits.page_rows_max, limits.page_rows_max)
     # What this request wrote is at hand already, and nobody else wrote since `held` was read.
-    old = yield Reads(span=Span(after=after, upto=held.head.seq, rows=most))
+    old = yield Reads(span=Span(after=after, upto=held.head.seq, rows=most), seqs=request.want)
     rows = list(old.span)
     more = most is not None and len(rows) == most and rows[-1].seq < head.seq
     served = Cursor(head.epoch, rows[-1].seq, rows[-1].chain) if more else head.cursor
     served_stamp = rows[-1].stamp if more else head.stamp
+    if request.skip:
+        rows = [row for row in rows if not rewind.skipped(row.seq, request.skip)]
+    told = {row.seq for row in rows}
+    rows += [row for row in old.seqs.values() if row.current and row.seq not in told]
     if not more:
         rows += [row for row in decision.writes.rows if row.current]
     # PROTOCOL 4.5: whoever pushed learns what is current now for everything it named.
@@ -666,8 +680,10 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         more=more,
         resync=resync,
         acks=decision.acks,
+        taken=rewind.taken(decision.acks, decision.current) if rewind.FEATURE in request.features else {},
         refused=decision.refused,
         conflicts=decision.conflicts,
+        device_forked=decision.device_forked,
     )
 
 

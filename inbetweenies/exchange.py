@@ -77,20 +77,36 @@ async def serve(
 
     The bytes exist only once the transaction has committed: law 1, the ack comes after the commit.
     """
-    async with store.transaction(context.graph, write=wire.writes(message)) as tx:
-        request = await run(wire.up(message, context, limits), tx)
-        response = await run(engine.serve(request, context, limits, policy), tx)
-        return await run(wire.down(message, response, context, limits, negotiation), tx)
+    writable = wire.writes(message)
+    while True:
+        try:
+            async with store.transaction(context.graph, write=writable) as tx:
+                request = await run(wire.up(message, context, limits), tx, writable)
+                response = await run(engine.serve(request, context, limits, policy), tx, writable)
+                return await run(wire.down(message, response, context, limits, negotiation), tx, writable)
+        except MustWrite:
+            # A read that found out something about the log itself, which is to be kept (PROTOCOL 4.11).
+            writable = True
 
 
-async def run(plan: Plan[T], tx: Transaction) -> T:
-    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns."""
+class MustWrite(Exception):
+    """More is to be written than the transaction was opened for; nothing was."""
+
+
+async def run(plan: Plan[T], tx: Transaction, writable: bool = True) -> T:
+    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns.
+
+    Raises:
+        MustWrite: the plan writes more than a device's hint, and `tx` is not `writable`.
+    """
     held = Held(head=engine.NOTHING)
     try:
         step = next(plan)
         while True:
             if isinstance(step, Reads):
                 held = await tx.read(step)
+            elif not writable and (step.rows or step.closed or step.events or step.head):
+                raise MustWrite
             else:
                 await tx.write(step)
             step = plan.send(held)

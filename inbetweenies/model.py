@@ -76,7 +76,8 @@ class Change(Struct, frozen=True, kw_only=True):
 
     `delete` is the peer's word for "this removes it"; a delete without an entity says nothing and is ignored.
     `pointer` is where the item stood in the body, for refusals. `aside` names rows that are only kept, and never become
-    current: they say nothing new, or came after what their sender has put in their place since.
+    current: they say nothing new, or came after what their sender has put in their place since. `offered` rows are not
+    their sender's: a log that is gone held them (PROTOCOL 4.14).
     """
 
     entity: Entity | None = None
@@ -84,6 +85,7 @@ class Change(Struct, frozen=True, kw_only=True):
     delete: bool = False
     pointer: str = ""
     aside: frozenset[tuple[Kind, str]] = frozenset()
+    offered: bool = False
 
 
 class Cursor(Struct, frozen=True):
@@ -97,6 +99,14 @@ class Cursor(Struct, frozen=True):
         return f"{self.epoch}:{self.seq}:{self.chain.hex()}"
 
 
+class Pushes(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.16: which pushes of its own a device remembers: the server knows of one of `after`, of any if there is
+    none; with this push it knows of `now`. Each is ``incarnation:count:hash``."""
+
+    after: tuple[str, ...] = ()
+    now: str
+
+
 class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
@@ -104,6 +114,11 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
     pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
     that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
+
+    `witness` is the furthest place of a log that the peer has heard of (PROTOCOL 4.10). `locate` asks which of these
+    places is the newest of this log, and for the listing of what follows (4.13); `common` is what the answer to that
+    was, with rows that are offered. `skip` names ranges of seqs that the peer needs not be told, `want` seqs that it
+    wants whatever its cursor says, `compare` parts of the graph (4.15).
     """
 
     device: str
@@ -119,6 +134,13 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     entity_types: frozenset[str] | None = None
     modified_by: frozenset[str] | None = None
     ack: str | None = None
+    witness: Cursor | None = None
+    locate: tuple[Cursor, ...] | None = None
+    common: Cursor | None = None
+    skip: tuple[tuple[int, int], ...] = ()
+    want: tuple[int, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: Pushes | None = None
 
 
 Outcome = Literal["applied", "fast_forward", "merged", "lost_kept", "superseded", "dup", "noop_delete"]
@@ -175,6 +197,7 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):  # holds no containers; 
         from_id, to_id: endpoints of an edge, else "".
         entity_type: of an entity, else ""; an edge has its relationship type here.
         user_id: the author's label, for filters.
+        via: who offered it again after a log that held it was lost, else "". No part of the value (PROTOCOL 4.14).
     """
 
     kind: Kind
@@ -192,6 +215,7 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):  # holds no containers; 
     user_id: str
     from_id: str
     to_id: str
+    via: str = ""
     hash: bytes
     chain: bytes
     body: bytes
@@ -229,11 +253,35 @@ class Head(Struct, frozen=True, kw_only=True):
 
 class Device(Struct, frozen=True, kw_only=True):
     """What a store remembers of one device: the seq it was `served` up to (a hint), the seq it `acked`, and the text
-    that came with that ack, its `mark`."""
+    that came with that ack, its `mark`; of a device that counts its pushes, the last one (PROTOCOL 4.16)."""
 
     served: int = 0
     acked: int = 0
     mark: str = ""
+    pushed: str = ""
+
+
+EventKind = Literal["fork", "replay", "offer", "discard", "device_forked"]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to a log and that people should know, at `at` microseconds. A later one of the same
+    `kind` and `key` takes its place."""
+
+    kind: EventKind
+    key: str
+    at: int
+    told: dict[str, str | int] = {}
+
+
+class Line(Struct, frozen=True, array_like=True, gc=False):
+    """PROTOCOL 4.1: a line of the log without what it says."""
+
+    seq: int
+    kind: Kind
+    id: str
+    current: bool
+    hash: bytes
 
 
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------
@@ -253,7 +301,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     `history` asks for every row of these entities, `edge_history` for every row of these edges.
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
-    `listing` asks for (id, version) of every current entity, sorted by id.
+    `listing` asks for (id, version) of every current entity, sorted by id. `seqs` asks for the rows there, `lines` for
+    the line of every row in a span, current or not, and `events` for what happened to this log, oldest first.
     """
 
     entities: tuple[str, ...] = ()
@@ -269,6 +318,9 @@ class Reads(Struct, frozen=True, kw_only=True):
     device: str | None = None
     span: Span | None = None
     listing: bool = False
+    seqs: tuple[int, ...] = ()
+    lines: Span | None = None
+    events: bool = False
     as_of: int | None = None
 
 
@@ -289,25 +341,51 @@ class Held(Struct, frozen=True, kw_only=True):
     device: Device | None = None
     span: tuple[Row, ...] = ()
     listing: tuple[tuple[str, str], ...] = ()
+    seqs: dict[int, Row] = {}
+    lines: tuple[Line, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 class Writes(Struct, frozen=True, kw_only=True):
-    """One atomic commit: new rows in seq order, ``seq -> until`` of rows that stopped being current, the new head."""
+    """One atomic commit: new rows in seq order, ``seq -> until`` of rows that stopped being current, the new head,
+    what happened."""
 
     rows: tuple[Row, ...] = ()
     closed: tuple[tuple[int, int], ...] = ()
     head: Head | None = None
     device: tuple[str, Device] | None = None
+    events: tuple[Event, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.closed or self.device)
+        return bool(self.rows or self.closed or self.device or self.events)
+
+
+class Located(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.13: the newest place that both logs have, None if they share nothing; what follows it, eight bytes a
+    row (`rewind.short`); and whether an operator said that what is missing here is to stay away."""
+
+    common: Cursor | None
+    listing: bytes
+    discarded: bool = False
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.15: one part of the graph: the sums of the 256 parts of it, or if it is small the seqs of its current
+    rows, and eight bytes for each of those."""
+
+    prefix: str
+    sums: bytes = b""
+    seqs: tuple[int, ...] = ()
+    rows: bytes = b""
 
 
 class SyncResponse(Struct, frozen=True, kw_only=True):
     """What the server answers, whatever wire version says it.
 
     `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
-    that a later page follows. `resync` says that the peer's cursor was not of this log, so that `rows` start anew.
+    that a later page follows. `resync` says that the peer's cursor was not of this log: `rows` start anew, or, for a
+    peer that has a witness, nothing was done and it should locate. `taken` maps what was acked and is current as it
+    was sent to its hash. `device_forked`: another copy of this device has pushed as well.
     """
 
     head: Head
@@ -318,12 +396,20 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     more: bool = False
     resync: bool = False
     acks: tuple[Ack, ...] = ()
+    taken: dict[tuple[Kind, str, str], bytes] = {}
     refused: tuple[Refused, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    located: Located | None = None
+    parts: tuple[Part, ...] | None = None
+    device_forked: bool = False
 
 
 class Ask(Struct, frozen=True, kw_only=True):
-    """What our client says in one message. `cursor` is the server's string, opaque here; `since` microseconds."""
+    """What our client says in one message. `cursor` is the server's string, opaque here; `since` microseconds.
+
+    `request` names this message, so that the answer to another one is not taken for its own. The rest as in
+    `SyncRequest`, places as strings.
+    """
 
     device: str
     user: str
@@ -334,13 +420,22 @@ class Ask(Struct, frozen=True, kw_only=True):
     page_rows: int | None = None
     features: frozenset[str] = frozenset()
     offer: tuple[str, ...] = ()
+    request: str | None = None
+    witness: str | None = None
+    locate: tuple[str, ...] | None = None
+    common: str | None = None
+    skip: tuple[tuple[int, int], ...] = ()
+    want: tuple[int, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: Pushes | None = None
 
 
 class Answer(Struct, frozen=True, kw_only=True):
     """What a server said to an `Ask`.
 
-    `acks` is None from a server that only names ids (`applied`, `applied_relationships`). `digest` and `head` are None
-    from a server without features. `server_time` is in microseconds, None when missing or no time.
+    `acks` is None from a server that only names ids (`applied`, `applied_relationships`); `taken` names rows by eight
+    bytes each. `digest` and `head` are None from a server without features. `server_time` is in microseconds, None when
+    missing or no time. `request` is the name of the message that this answers.
     """
 
     protocol_version: str
@@ -357,6 +452,13 @@ class Answer(Struct, frozen=True, kw_only=True):
     digest: str | None = None
     head: str | None = None
     features: frozenset[str] = frozenset()
+    request: str | None = None
+    taken: frozenset[bytes] = frozenset()
+    common: str | None = None
+    listing: bytes | None = None
+    discarded: bool = False
+    parts: tuple[Part, ...] = ()
+    device_forked: bool = False
 
 
 class Context(Struct, frozen=True, kw_only=True):

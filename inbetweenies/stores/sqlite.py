@@ -20,22 +20,34 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+import msgspec
 from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
-from ..model import Device, Head, Held, Reads, Row, Writes
-from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
+from ..model import Device, Event, Head, Held, Line, Reads, Row, Writes
+from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints, WriterGate
 from .memory import random_epoch
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
 APPLICATION_ID: Final = 0x496E6274
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
 FOREVER: Final = 2**63 - 1
 
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
 KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
+
+#: What happened to a log; `told` is JSON.
+_EVENTS: Final = """CREATE TABLE events (
+    n INTEGER PRIMARY KEY,
+    graph INTEGER NOT NULL REFERENCES graphs,
+    kind TEXT NOT NULL,
+    key TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    told TEXT NOT NULL,
+    UNIQUE (graph, kind, key)
+) STRICT"""
 
 # The graph leads every key: no query can reach a row of another one (PROTOCOL 7.1). `log_version` and `log_until`
 # are rules as well: a row version is stored once, and an id has one current row.
@@ -47,7 +59,8 @@ CREATE TABLE graphs (
     seq INTEGER NOT NULL,
     chain BLOB NOT NULL,
     stamp INTEGER NOT NULL,
-    digest BLOB NOT NULL
+    digest BLOB NOT NULL,
+    birth TEXT NOT NULL
 ) STRICT;
 CREATE TABLE log (
     graph INTEGER NOT NULL REFERENCES graphs,
@@ -66,6 +79,7 @@ CREATE TABLE log (
     user_id TEXT NOT NULL,
     from_id TEXT NOT NULL,
     to_id TEXT NOT NULL,
+    via TEXT NOT NULL,
     hash BLOB NOT NULL,
     chain BLOB NOT NULL,
     body BLOB NOT NULL,
@@ -83,11 +97,25 @@ CREATE TABLE devices (
     served INTEGER NOT NULL,
     acked INTEGER NOT NULL,
     mark TEXT NOT NULL,
+    pushed TEXT NOT NULL,
     PRIMARY KEY (graph, device)
 ) STRICT, WITHOUT ROWID;
+{_EVENTS};
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+#: What makes a file of schema n one of schema n + 1, by n. `birth` is the first epoch of a graph, which no backup of it
+#: can differ in; before schema 2 there was no other.
+MIGRATIONS: Final = {
+    1: f"""
+ALTER TABLE graphs ADD COLUMN birth TEXT NOT NULL DEFAULT '';
+UPDATE graphs SET birth = epoch;
+ALTER TABLE log ADD COLUMN via TEXT NOT NULL DEFAULT '';
+ALTER TABLE devices ADD COLUMN pushed TEXT NOT NULL DEFAULT '';
+{_EVENTS};
+""",  # noqa: S608 - only our own table is put in
+}
 
 SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
@@ -109,20 +137,29 @@ def _sql(statement: str) -> str:
     )
 
 
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, str | int]).decode
+
 _INSERT = _sql("INSERT INTO log ($row, graph) VALUES ($marks, ?)")
 _CLOSE = _sql("UPDATE log SET until = ? WHERE graph = ? AND seq = ? AND until = $forever")
 _SET_HEAD = "UPDATE graphs SET epoch = ?, seq = ?, chain = ?, stamp = ?, digest = ? WHERE graph = ?"
 _SET_DEVICE = (
-    "INSERT INTO devices (graph, device, served, acked, mark) VALUES (?, ?, ?, ?, ?)"
-    " ON CONFLICT (graph, device)"
-    " DO UPDATE SET served = excluded.served, acked = excluded.acked, mark = excluded.mark"
+    "INSERT INTO devices (graph, device, served, acked, mark, pushed) VALUES (?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (graph, device) DO UPDATE"
+    " SET served = excluded.served, acked = excluded.acked, mark = excluded.mark, pushed = excluded.pushed"
 )
 _ADD_GRAPH = (
-    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest) VALUES (?, ?, 0, zeroblob(16), 0, zeroblob(32))"
-    " ON CONFLICT (name) DO NOTHING"
+    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest, birth)"
+    " VALUES (?1, ?2, 0, zeroblob(16), 0, zeroblob(32), ?2) ON CONFLICT (name) DO NOTHING"
 )
 _HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
-_DEVICE = "SELECT served, acked, mark FROM devices WHERE graph = ? AND device = ?"
+_DEVICE = "SELECT served, acked, mark, pushed FROM devices WHERE graph = ? AND device = ?"
+_ADD_EVENT = "INSERT OR REPLACE INTO events (graph, kind, key, at, told) VALUES (?, ?, ?, ?, ?)"
+_FORGET_EVENTS = (
+    "DELETE FROM events WHERE graph = ?1 AND kind = ?2"
+    " AND n NOT IN (SELECT n FROM events WHERE graph = ?1 AND kind = ?2 ORDER BY n DESC LIMIT ?3)"
+)
+_EVENTS_OF = "SELECT kind, key, at, told FROM events WHERE graph = ? ORDER BY n"
 _STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
 
 # Left to itself the planner prefers a range of seqs, which is the whole log: CROSS JOIN and INDEXED BY forbid that.
@@ -140,6 +177,8 @@ _BY_VERSION = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_versi
 _HISTORY = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
     ON graph = ? AND kind = k1 AND id = k2""")
 _CHAINS = "SELECT seq, chain FROM asked CROSS JOIN log ON graph = ? AND seq = k1"
+_BY_SEQ = _sql("SELECT $row FROM asked CROSS JOIN log ON graph = ? AND seq = k1")
+_LINES = "SELECT seq, kind, id, until > ?, hash FROM log WHERE graph = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
 
 # The log in its order: what is current now through its own small index, what was current then through the log itself.
 _SPAN_NOW = _sql("""SELECT $row FROM log INDEXED BY log_current
@@ -340,25 +379,37 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
-    if not new:
+    if not new and _schema(connection) == SCHEMA_VERSION:
         return
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("BEGIN IMMEDIATE")  # an error closes the connection, and that undoes it
     if _is_new(connection):  # another process may have been faster
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
+        _execute(connection, SCHEMA)
+    for version in range(_schema(connection), SCHEMA_VERSION):
+        _execute(connection, f"{MIGRATIONS[version]}PRAGMA user_version = {version + 1}")
     connection.execute("COMMIT")
+
+
+def _execute(connection: sqlite3.Connection, script: str) -> None:
+    # `executescript` would commit the transaction that is open first.
+    for statement in script.split(";"):
+        connection.execute(statement)
+
+
+def _schema(connection: sqlite3.Connection) -> int:
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
 
 
 def _is_new(connection: sqlite3.Connection) -> bool:
     """Whether the file is empty; False if it is ours. Raises `StoreError` if it is neither."""
     [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application] = connection.execute("PRAGMA application_id").fetchone()
-    [version] = connection.execute("PRAGMA user_version").fetchone()
+    version = _schema(connection)
     if (application, version, objects) == (0, 0, 0):
         return True
     if application != APPLICATION_ID:
         raise StoreError(f"expected a file of Inbetweenies ({APPLICATION_ID:#x}); got one of another application")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and version not in MIGRATIONS:
         raise StoreError(f"expected a file with schema {SCHEMA_VERSION}; got {version}, of another release")
     return False
 
@@ -455,7 +506,10 @@ class _Transaction(BaseTransaction):
                 run.execute(_SET_HEAD, (new.epoch, new.seq, new.chain, new.stamp, digest, key))
             if writes.device is not None:
                 device, value = writes.device
-                run.execute(_SET_DEVICE, (key, device, value.served, value.acked, value.mark))
+                run.execute(_SET_DEVICE, (key, device, *astuple(value)))
+            for event in writes.events:
+                run.execute(_ADD_EVENT, (key, event.kind, event.key, event.at, _encode(event.told).decode()))
+                run.execute(_FORGET_EVENTS, (key, event.kind, EVENTS_MAX))
 
     @contextmanager
     def _border(self, doing: str) -> Iterator[None]:
@@ -502,8 +556,16 @@ class _Transaction(BaseTransaction):
             found = _grouped(self._rows(_BY_TO, _single(reads.edges_to), seen), "to_id", "id")
             answer["edges_to"] = {id_: found.get(id_, ()) for id_ in reads.edges_to}
         if reads.device is not None:
-            for served, acked, mark in self._connection.execute(_DEVICE, (self._key, reads.device)):
-                answer["device"] = Device(served=served, acked=acked, mark=mark)
+            for served, acked, mark, pushed in self._connection.execute(_DEVICE, (self._key, reads.device)):
+                answer["device"] = Device(served=served, acked=acked, mark=mark, pushed=pushed)
+        if reads.seqs:
+            rows = self._rows(_BY_SEQ, _single(reads.seqs), key)
+            answer["seqs"] = {row.seq: row for row in rows}
+        if reads.events:
+            answer["events"] = tuple(
+                Event(kind=kind, key=name, at=when, told=_decode(told))
+                for kind, name, when, told in self._connection.execute(_EVENTS_OF, key)
+            )
         return answer
 
     def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
@@ -524,6 +586,11 @@ class _Transaction(BaseTransaction):
             rest = (after, upto, -1 if reads.span.rows is None else reads.span.rows)
             cursor = run(_SPAN_NOW, (key, *rest)) if at == end else run(_SPAN_THEN, (key, at, *rest))
             answer["span"] = tuple(_built(cursor))
+        if reads.lines is not None:
+            after, upto = max(min(reads.lines.after, end), 0), max(min(reads.lines.upto, at), 0)
+            most = -1 if reads.lines.rows is None else reads.lines.rows
+            found = run(_LINES, (at, key, after, upto, most))
+            answer["lines"] = tuple(Line(seq, kind, id_, now == 1, hash_) for seq, kind, id_, now, hash_ in found)
         if reads.listing:
             cursor = run(_LISTING_NOW, (key, at)) if at == end else run(_LISTING_THEN, (key, at, at))
             answer["listing"] = tuple(sorted(cursor))
@@ -593,12 +660,13 @@ def _built(cursor: Iterable[tuple[Any, ...]]) -> list[Row]:
             user_id=user_id,
             from_id=from_id,
             to_id=to_id,
+            via=via,
             hash=hash_,
             chain=chain,
             body=body,
         )
         for (
             kind, id_, version, seq, until, stamp, edit, timed, rise, born, deleted,
-            entity_type, user_id, from_id, to_id, hash_, chain, body,
+            entity_type, user_id, from_id, to_id, via, hash_, chain, body,
         ) in cursor
     ]  # fmt: skip

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from .. import rewind
 from ..errors import RemoteProtocolError, clip
 from ..limits import Limits, canonical, checked_decode
 from ..model import (
@@ -28,7 +29,10 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Kind,
+    Part,
     Plan,
+    Pushes,
     Reads,
     Refused,
     Relationship,
@@ -43,11 +47,13 @@ from ..model import (
 from . import Negotiation
 
 NAME: Final = "inbetweenies-v2"
-FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
+FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE})
 PATH: Final = "/api/v1/sync/"
 
 SyncType = Literal["full", "delta", "entities", "relationships"]
 ChangeType = Literal["create", "update", "delete"]
+Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+Label = Annotated[str, Meta(max_length=128)]  # what is stored or echoed, and read by programs only
 
 
 # --- messages -----------------------------------------------------------------------------------------------------
@@ -89,6 +95,15 @@ class ChangeIn(Struct, kw_only=True):
     change_type: ChangeType
     entity: EntityIn | None = None
     relationships: tuple[RelationshipIn, ...] = ()
+    offered: bool = False
+    aside: bool = False
+
+
+class PushesIn(Struct, kw_only=True):
+    """PROTOCOL 9.10: what a device remembers of its own pushes."""
+
+    after: tuple[Label, ...] = ()
+    now: Label
 
 
 class VectorClock(Struct, kw_only=True):
@@ -118,6 +133,14 @@ class Request(Struct, kw_only=True):
     filters: Filters | None = None
     features: tuple[str, ...] = ()
     page_rows: int | None = None
+    request_id: Label | None = None
+    witness: str | None = None
+    locate: tuple[str, ...] | None = None
+    common: str | None = None
+    skip: tuple[tuple[Seq, Seq], ...] = ()
+    want: tuple[Seq, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: PushesIn | None = None
 
 
 class StrictRequest(Request, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +156,8 @@ class ChangeOut(Struct, kw_only=True):
     change_type: ChangeType
     entity: Raw | None
     relationships: list[Raw]
+    offered: bool | UnsetType = UNSET
+    aside: bool | UnsetType = UNSET
 
 
 class SyncStats(Struct, kw_only=True):
@@ -195,6 +220,13 @@ class Response(Struct, kw_only=True):
     digest: str | UnsetType = UNSET
     head: str | UnsetType = UNSET
     features: list[str] | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+    taken: bytes | UnsetType = UNSET
+    common: str | UnsetType | None = UNSET
+    listing: bytes | UnsetType = UNSET
+    discarded: bool | UnsetType = UNSET
+    parts: tuple[Part, ...] | UnsetType = UNSET
+    device_forked: bool | UnsetType = UNSET
     negotiation: Negotiation | UnsetType = UNSET
 
 
@@ -215,6 +247,13 @@ class ResponseIn(Struct, kw_only=True):
     digest: str | None = None
     head: str | None = None
     features: tuple[str, ...] = ()
+    request_id: str | None = None
+    taken: bytes = b""
+    common: str | None = None
+    listing: bytes | None = None
+    discarded: bool = False
+    parts: tuple[Part, ...] = ()
+    device_forked: bool = False
 
 
 class EntityOut(Struct, kw_only=True):
@@ -311,9 +350,19 @@ def _changes(changes: Iterable[ChangeIn], user: str) -> tuple[Change, ...]:
             relationships=tuple([_relationship(edge, user) for edge in change.relationships]),
             delete=change.change_type == "delete",
             pointer=f"/changes/{index}",
+            offered=change.offered,
+            aside=_aside(change) if change.offered and change.aside else frozenset(),
         )
         for index, change in enumerate(changes)
     )
+
+
+def _aside(change: ChangeIn) -> frozenset[tuple[Kind, str]]:
+    """PROTOCOL 9.2: what a change with `aside` names."""
+    named: list[tuple[Kind, str]] = [("edge", edge.id) for edge in change.relationships]
+    if change.entity is not None:
+        named.append(("entity", change.entity.id))
+    return frozenset(named)
 
 
 def _since(value: str | int | float | None) -> int | None:
@@ -352,6 +401,22 @@ def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None
         expected="a cursor that this server gave out, or none",
         got=f"a string of {len(text)} characters",
         pointer="/cursor",
+    )
+
+
+def _with_witness(message: Request, request: SyncRequest) -> SyncRequest:
+    """PROTOCOL 9.10: what only peers with a witness can say. What is no place of any log of ours says nothing."""
+    pushes = message.pushes
+    places = None if message.locate is None else [parse_cursor(place) for place in message.locate]
+    return msgspec.structs.replace(
+        request,
+        witness=None if message.witness is None else parse_cursor(message.witness),
+        locate=None if places is None else tuple(place for place in places if place is not None),
+        common=None if message.common is None else parse_cursor(message.common),
+        skip=message.skip,
+        want=message.want,
+        compare=message.compare,
+        pushes=None if pushes is None else Pushes(after=pushes.after, now=pushes.now),
     )
 
 
@@ -433,7 +498,7 @@ class V2:
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
-        return SyncRequest(
+        request = SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
             changes=_changes(message.changes, message.user_id),
@@ -446,6 +511,7 @@ class V2:
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
             modified_by=None if filters.modified_by is None else frozenset(filters.modified_by),
         )
+        return _with_witness(message, request) if rewind.FEATURE in features else request
 
     def down(
         self,
@@ -455,13 +521,16 @@ class V2:
         limits: Limits,
         negotiation: Negotiation | UnsetType = UNSET,
     ) -> Plan[bytes]:
-        """PROTOCOL 9.5."""
+        """PROTOCOL 9.5, and 9.10 for those who ask for it."""
         modern = bool(message.features)
+        watched = rewind.FEATURE in message.features
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
         open_ = {refused.id for refused in response.refused}
         applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and clip(ack.id) not in open_)
         edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and clip(ack.id) not in open_)
+        acks = [ack for ack in response.acks if (ack.kind, ack.id, ack.version) not in response.taken]
         digest = None if modern else (yield from _state_digest(response))
+        located = response.located
         return _encode(
             Response(
                 protocol_version=NAME,
@@ -477,15 +546,22 @@ class V2:
                     conflicts_resolved=len(response.conflicts),
                 ),
                 server_time=format_time(response.served_stamp),
-                applied=list(applied),
-                applied_relationships=list(edges),
+                applied=[] if watched else list(applied),
+                applied_relationships=[] if watched else list(edges),
                 refused=list(response.refused) or UNSET,
-                acks=list(response.acks) if modern else UNSET,
+                acks=acks if modern else UNSET,
                 more=response.more if modern else UNSET,
                 resync=response.resync if modern else UNSET,
                 digest=response.head.digest_hex if modern else UNSET,
                 head=str(response.head.cursor) if modern and response.more else UNSET,
-                features=sorted(FEATURES) if modern else UNSET,
+                features=sorted(FEATURES if watched else FEATURES - {rewind.FEATURE}) if modern else UNSET,
+                request_id=message.request_id if watched and message.request_id is not None else UNSET,
+                taken=b"".join([rewind.short(hash_) for hash_ in response.taken.values()]) or UNSET,
+                common=UNSET if located is None else None if located.common is None else str(located.common),
+                listing=UNSET if located is None else located.listing,
+                discarded=UNSET if located is None or not located.discarded else True,
+                parts=UNSET if response.parts is None else response.parts,
+                device_forked=response.device_forked or UNSET,
                 negotiation=negotiation,
             )
         )
@@ -512,6 +588,12 @@ class V2:
             message["page_rows"] = ask.page_rows
         if ask.offer:
             message["supported_versions"] = ask.offer
+        if ask.request is not None:
+            message["request_id"] = ask.request
+        for name in ("witness", "locate", "common", "skip", "want", "compare", "pushes"):
+            value = getattr(ask, name)
+            if value is not None and value != ():
+                message[name] = value
         return _encode(message)
 
     def told(self, body: bytes) -> Answer:
@@ -546,6 +628,13 @@ class V2:
             digest=answer.digest,
             head=answer.head,
             features=frozenset(answer.features),
+            request=answer.request_id,
+            taken=frozenset(entry for entry, _ in rewind.entries(answer.taken)),
+            common=answer.common,
+            listing=answer.listing,
+            discarded=answer.discarded,
+            parts=answer.parts,
+            device_forked=answer.device_forked,
         )
 
 
@@ -556,6 +645,8 @@ def _change_out(change: Change) -> ChangeOut:
         change_type="delete" if change.delete else kind,
         entity=None if entity is None else Raw(_encode(entity)),
         relationships=[Raw(_encode(edge)) for edge in change.relationships],
+        offered=change.offered or UNSET,
+        aside=bool(change.aside) or UNSET,
     )
 
 
