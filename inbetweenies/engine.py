@@ -680,7 +680,7 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         more=more,
         resync=resync,
         acks=decision.acks,
-        taken=rewind.taken(decision.acks, decision.current) if rewind.FEATURE in request.features else {},
+        taken=rewind.taken(request, decision.acks, decision.current) if rewind.FEATURE in request.features else {},
         refused=decision.refused,
         conflicts=decision.conflicts,
         device_forked=decision.device_forked,

@@ -284,10 +284,20 @@ def _compare(prefixes: tuple[str, ...], head: Head) -> Plan[SyncResponse]:
     return SyncResponse(head=head, served=head.cursor, served_stamp=0, parts=tally.parts())
 
 
-def taken(acks: Iterable[Ack], current: dict[tuple[Kind, str], Row]) -> dict[tuple[Kind, str, str], bytes]:
-    """PROTOCOL 4.5: what was acked, is stored to the letter and is current: its hash says all that its ack does."""
+def taken(
+    request: SyncRequest, acks: Iterable[Ack], current: dict[tuple[Kind, str], Row]
+) -> dict[tuple[Kind, str, str], bytes]:
+    """PROTOCOL 4.14: of the rows that were offered, those that are stored to the letter and are current. There can be
+    many, and the hash of each says all that its ack does."""
+    offered: set[tuple[Kind, str, str]] = set()
+    for change in request.changes:
+        if change.offered:
+            offered.update(("edge", edge.id, edge.version) for edge in change.relationships)
+            if change.entity is not None:
+                offered.add(("entity", change.entity.id, change.entity.version))
     plain = [ack for ack in acks if ack.outcome in _PLAIN and ack.head == ack.version]
-    return {(ack.kind, ack.id, ack.version): current[ack.kind, ack.id].hash for ack in plain}
+    named = [key for ack in plain if (key := (ack.kind, ack.id, ack.version)) in offered]
+    return {key: current[key[0], key[1]].hash for key in named}
 
 
 def skipped(seq: int, ranges: Iterable[tuple[int, int]]) -> bool:

@@ -526,9 +526,9 @@ class V2:
         watched = rewind.FEATURE in message.features
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
         open_ = {refused.id for refused in response.refused}
-        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and clip(ack.id) not in open_)
-        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and clip(ack.id) not in open_)
         acks = [ack for ack in response.acks if (ack.kind, ack.id, ack.version) not in response.taken]
+        applied = dict.fromkeys(ack.id for ack in acks if ack.kind == "entity" and clip(ack.id) not in open_)
+        edges = dict.fromkeys(ack.id for ack in acks if ack.kind == "edge" and clip(ack.id) not in open_)
         digest = None if modern else (yield from _state_digest(response))
         located = response.located
         return _encode(
@@ -546,8 +546,8 @@ class V2:
                     conflicts_resolved=len(response.conflicts),
                 ),
                 server_time=format_time(response.served_stamp),
-                applied=[] if watched else list(applied),
-                applied_relationships=[] if watched else list(edges),
+                applied=list(applied),
+                applied_relationships=list(edges),
                 refused=list(response.refused) or UNSET,
                 acks=acks if modern else UNSET,
                 more=response.more if modern else UNSET,
