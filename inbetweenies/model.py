@@ -100,8 +100,8 @@ class Cursor(Struct, frozen=True):
 
 
 class Pushes(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 4.16: which pushes of its own a device remembers: the server knows of one of `after`, of any if there is
-    none; with this push it knows of `now`. Each is ``incarnation:count:hash``."""
+    """PROTOCOL 4.16: which pushes of its own a device remembers: the server knows of one of `after`, of none if that is
+    empty, of any if an empty text is in it; with this push it knows of `now`. Each is ``incarnation:count:hash``."""
 
     after: tuple[str, ...] = ()
     now: str

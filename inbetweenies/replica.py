@@ -270,9 +270,9 @@ def compose(
 
 def _pushes(state: State, sent: Iterable[Pending]) -> Pushes | None:
     hashes = [item.copy.hash for item in sent]
-    if not hashes or not state.incarnation or state.witness is None:
+    if not hashes or not state.incarnation or state.modern is False:
         return None
-    last = state.pushed[-1] if state.pushed else ""
+    last = state.pushed[-1] if state.pushed else rewind.ANY
     return Pushes(after=state.pushed, now=rewind.next_push(last, state.incarnation, hashes))
 
 
@@ -640,7 +640,7 @@ def regain(state: State, found: Found, known: Iterable[Known]) -> Regained:
             witness=str(found.head),
             lost=False,
             common=None if found.discarded else cursor,
-            pushed=(),
+            pushed=(rewind.ANY, *state.pushed[-1:]),
         ),
         held=tuple(held),
         current=tuple(current),

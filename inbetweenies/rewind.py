@@ -52,6 +52,8 @@ SMALL: Final = 64  # rows of a part that are told one by one; sums of its parts 
 NEAR: Final = 8  # the newest places that are kept, all of them
 PLACES_KEPT: Final = 48  # of a log of a million rows
 
+ANY: Final = ""  # stands for whatever push the server may know of
+
 _PLAIN: Final = frozenset({"applied", "fast_forward", "dup"})
 _PREFIX: Final = re.compile(r"(?:[0-9a-f]{2}){0,6}")
 
@@ -110,7 +112,7 @@ class Tally:
 
 
 def spaced(places: Iterable[Cursor]) -> list[Cursor]:
-    """PROTOCOL 10.8: the places to keep, oldest first: the last `NEAR`, then two for each doubling of the distance.
+    """PROTOCOL 10.8: the places to keep, oldest first: the last `NEAR`, then four for each doubling of the distance.
 
     Of those that are equally far away the oldest stays, or none would ever grow old.
     """
@@ -121,7 +123,7 @@ def spaced(places: Iterable[Cursor]) -> list[Cursor]:
     taken: set[tuple[int, int]] = set()
     for place in listed[:-NEAR]:
         distance = listed[-1].seq - place.seq
-        class_ = (distance.bit_length(), distance >> max(distance.bit_length() - 2, 0))
+        class_ = (distance.bit_length(), distance >> max(distance.bit_length() - 3, 0))
         if class_ not in taken:
             kept[place.seq] = place
         taken.add(class_)
@@ -235,6 +237,14 @@ def discarded(head: Head, *, at: int, epochs: Iterable[str]) -> Event:
         "epochs": " ".join(gone),
     }
     return Event(kind="discard", key=epoch, at=at, told=told)
+
+
+def discard(at: int, epochs: Iterable[str] = ()) -> Plan[Event]:
+    """PROTOCOL 4.12: a log was set back on purpose, and nobody is to give back what came after its end."""
+    head = (yield Reads()).head
+    event = discarded(head, at=at, epochs=epochs)
+    yield Writes(head=replace(head, epoch=str(event.told["epoch"])), events=(event,))
+    return event
 
 
 def _discarded(strays: Iterable[Cursor], events: Iterable[Event]) -> bool:
@@ -364,7 +374,8 @@ def counted(request: SyncRequest, known: Device, now: int) -> tuple[Device | Non
 
 
 def _is_forked(pushes: Pushes, known: str) -> bool:
-    """A device that has begun anew, and one of which nothing is known, is none; nor is the same message again."""
-    if not known or not pushes.after or known.partition(":")[0] != pushes.now.partition(":")[0]:
+    """A device that has begun anew, and one of which nothing is known, is none; nor is the same message again, nor one
+    that comes to a server that was set back and may know of any push before."""
+    if not known or known.partition(":")[0] != pushes.now.partition(":")[0]:
         return False
-    return known != pushes.now and known not in pushes.after
+    return known != pushes.now and known not in pushes.after and ANY not in pushes.after

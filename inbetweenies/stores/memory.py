@@ -16,8 +16,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
+from ..exchange import run
 from ..model import Device, Event, Head, Held, Kind, Line, Reads, Row, Span, Writes
+from ..rewind import discard
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate, remembered
+from .clock import wall_clock
 
 
 def random_epoch() -> str:
@@ -64,6 +67,11 @@ class MemoryStore:
     async def close(self) -> None:
         """Refuse further transactions."""
         self._closed = True
+
+    async def discard_after(self, graph: str) -> Event:
+        """What peers know of this graph beyond its end is to stay away (PROTOCOL 4.12)."""
+        async with self.transaction(graph, write=True) as tx:
+            return await run(discard(wall_clock()), tx)
 
     def copy(self) -> MemoryStore:
         """An open store of its own with the same commits: what a backup, or a restart after a crash, would hold.
