@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from itertools import groupby
@@ -26,6 +26,8 @@ from msgspec.structs import astuple
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from ..model import Device, Event, Head, Held, Line, Reads, Row, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints, WriterGate
+from .journal import Journal
+from .keeper import Committed, Keeper
 from .memory import random_epoch
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
@@ -152,7 +154,7 @@ _ADD_GRAPH = (
     "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest, birth)"
     " VALUES (?1, ?2, 0, zeroblob(16), 0, zeroblob(32), ?2) ON CONFLICT (name) DO NOTHING"
 )
-_HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
+_HEAD = "SELECT graph, birth, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
 _DEVICE = "SELECT served, acked, mark, pushed FROM devices WHERE graph = ? AND device = ?"
 _ADD_EVENT = "INSERT OR REPLACE INTO events (graph, kind, key, at, told) VALUES (?, ?, ?, ?, ?)"
 _FORGET_EVENTS = (
@@ -248,10 +250,15 @@ class SqliteStore:
         busy_timeout_ms: how long a writer waits, for threads of this process and for other processes each.
         device_hints_max: how many devices' hints are kept in memory.
         on_connect: called with each new connection after the settings, to change them or to watch.
+        journal: a journal or its folder, where every commit is written once more before it is acknowledged, and from
+            which a file that was set back gets what it lacks; True for ``.journal`` beside the file, False for none.
+        heads: whether the ends of logs are kept in ``.heads`` beside the file, so that its being set back is noticed.
+        discard: the file was set back on purpose: what came after it is to stay away (PROTOCOL 4.12).
 
     Raises:
         StoreCorrupt: the file is no SQLite database, or a damaged one.
-        StoreError: the file belongs to another application or to a newer release, or cannot be opened.
+        StoreError: the file belongs to another application or to a newer release, or cannot be opened; or the journal
+            is of another database.
     """
 
     def __init__(
@@ -262,12 +269,38 @@ class SqliteStore:
         busy_timeout_ms: int = BUSY_TIMEOUT_MS,
         device_hints_max: int = DEVICE_HINTS_MAX,
         on_connect: Callable[[sqlite3.Connection], object] | None = None,
+        journal: Journal | str | os.PathLike[str] | bool = True,
+        heads: bool = True,
+        discard: bool = False,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
+        file = Path(path).absolute()
         self._hints = DeviceHints(device_hints_max)
-        self._file = _File(Path(path).absolute(), epochs, busy_timeout_ms, on_connect)
+        self._file = _File(file, epochs, busy_timeout_ms, on_connect)
         self._file.open()
+        if isinstance(journal, bool):
+            kept = Journal(file.with_name(f"{file.name}.journal")) if journal else None
+        else:
+            kept = journal if isinstance(journal, Journal) else Journal(journal)
+        self._keeper = Keeper(self, file, self._file.lent, journal=kept, heads=heads)
+        self._file.committed = self._keeper.committed
+        try:
+            self._keeper.start(discard=discard)
+        except BaseException:
+            self._file.close()
+            self._keeper.close()
+            raise
+
+    @property
+    def happened(self) -> tuple[tuple[str, Event], ...]:
+        """What was found out about the file when it was opened, by graph: that it was set back, and what came back."""
+        return tuple(self._keeper.happened)
+
+    async def discard_after(self, graph: str) -> Event | None:
+        """What the journal or any peer knows of `graph` beyond its end is to stay away: it was set back on purpose
+        (PROTOCOL 4.12). None if there is no such graph here."""
+        return await self._keeper.discard(graph)
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
@@ -276,6 +309,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
         self._file.close()
+        self._keeper.close()
 
 
 #: Closing any descriptor of a file drops all POSIX locks that the process has on it, so a file is made by one thread
@@ -295,6 +329,8 @@ class _File:
     ) -> None:
         self.epochs = epochs
         self.gate = WriterGate(busy_timeout_ms)
+        #: Called with what was committed while nobody else can write, before it is acknowledged; it may raise.
+        self.committed: Callable[[Sequence[Committed]], None] = lambda _: None
         self._path = path
         self._busy_timeout_ms = busy_timeout_ms
         self._on_connect = on_connect
@@ -345,6 +381,18 @@ class _File:
             return self._idle.pop()
         except IndexError:
             return self._connect()
+
+    @contextmanager
+    def lent(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """A connection for a moment."""
+        with _border(doing):
+            connection = self.take()
+            sound = False
+            try:
+                yield connection
+                sound = True
+            finally:
+                self.give_back(connection, sound=sound)
 
     def give_back(self, connection: sqlite3.Connection, *, sound: bool) -> None:
         """Keep a connection for the next transaction, unless an error makes it doubtful."""
@@ -424,6 +472,7 @@ class _Transaction(BaseTransaction):
         super().__init__(graph, write=write, hints=hints)
         self._file = file
         self._sound = True
+        self._written: list[Writes] = []
 
     # its course
 
@@ -436,6 +485,7 @@ class _Transaction(BaseTransaction):
             self._connection = self._file.take()
             undo.callback(self._file.give_back, self._connection, sound=False)
             head = self._start() or self._first_start()
+            self._before = head.cursor
             undo.pop_all()
         return head
 
@@ -447,7 +497,7 @@ class _Transaction(BaseTransaction):
         if found is None:
             self._connection.execute("ROLLBACK")
             return None
-        self._key, epoch, seq, chain, stamp, digest = found
+        self._key, self._birth, epoch, seq, chain, stamp, digest = found
         return Head(epoch=epoch, seq=seq, chain=chain, stamp=stamp, digest=int.from_bytes(digest, "big"))
 
     def _first_start(self) -> Head:
@@ -469,9 +519,22 @@ class _Transaction(BaseTransaction):
         except BaseException:
             # Whether it is durable is not known; it counts as not done, and the sender's repetition settles it.
             self._sound = False
+            self._end()
             raise
+        try:
+            if self.writable:
+                self._file.committed([self._committed()])
         finally:
             self._end()
+
+    def _committed(self) -> Committed:
+        return Committed(
+            graph=self.graph,
+            birth=self._birth,
+            before=self._before,
+            head=self._head,
+            writes=tuple(self._written),
+        )
 
     def _rollback(self) -> None:
         self._end()
@@ -490,6 +553,7 @@ class _Transaction(BaseTransaction):
 
     def _apply(self, writes: Writes) -> None:
         key, run = self._key, self._connection
+        self._written.append(writes)
         with self._border("write"):
             if writes.closed:
                 # Before the new rows come: the old one must have made room for the next current row of its id.

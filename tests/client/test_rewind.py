@@ -502,7 +502,8 @@ async def test_a_row_that_only_the_client_holds_is_offered() -> None:
         ann.store.write([extra])
         ann.store._db.execute("DELETE FROM pending")
         ann.store._db.execute(
-            "UPDATE pointers SET (theirs, theirs_hash, ours, ours_hash) = (ours, ours_hash, NULL, NULL) WHERE id = 'extra'"
+            "UPDATE pointers SET (theirs, theirs_hash, ours, ours_hash) = (ours, ours_hash, NULL, NULL)"
+            " WHERE id = 'extra'"
         )
         ann.store.put_state(replace(ann.state, digest=digest_change(ann.state.digest, come=extra.hash)))
     report = await ann.sync()
