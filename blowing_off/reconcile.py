@@ -22,8 +22,6 @@ from .transport import BadAnswer
 if TYPE_CHECKING:
     from .store import LocalStore
 
-#: How often a log may be lost within one sync. Behind one address there may be two servers that do not know each other.
-REWINDS_MAX: Final = 3
 BEGINNING: Final = Cursor("0", 0, rewind.START)
 
 
@@ -31,7 +29,6 @@ class Reconciliation:
     """What one sync found out about a log that was lost, and what it did about it."""
 
     store: LocalStore
-    offer: tuple[str, ...]
 
     def __init__(self) -> None:
         self.rewinds = 0  # how often the log was found to be lost
@@ -42,23 +39,24 @@ class Reconciliation:
         self.skip: tuple[tuple[int, int], ...] = ()
         self.want: deque[int] = deque()
 
+    @property
+    @abstractmethod
+    def offer(self) -> tuple[str, ...]:
+        """The wire versions to offer."""
+
     @abstractmethod
     def nonce(self) -> str:
         """A name for a message that no other message has."""
 
     @abstractmethod
-    async def exchange(self, ask: Ask) -> Answer:
-        """One message, there and back; its answer is believed."""
+    async def exchange(self, ask: Ask) -> Answer | None:
+        """One message, there and back; None if the answer does not count, and another version is to be tried."""
 
     async def locate(self, state: State) -> None:
         """PROTOCOL 10.9: find out what is left of the log that was known, and get ready to give back the rest."""
         self.rewinds += 1
-        if self.rewinds > REWINDS_MAX:
-            raise BadAnswer(expected="a server that keeps its log for the length of a sync", got="one that changes it")
         found = await self._found(state)
         if found is None:
-            # It was another release that noticed. This one cannot say what is left, so compare everything.
-            self.store.put_state(restart(replace(state, lost=False)))
             return
         regained, lost = self.store.regain(found)
         self.skip = regained.skip
@@ -68,7 +66,7 @@ class Reconciliation:
             self.lost += lost
 
     async def _found(self, state: State) -> Found | None:
-        """The common place and all that follows it; None if the server does not know how to tell."""
+        """The common place and all that follows it; None if this server cannot tell."""
         asked = places(state, self.store.places()) or (BEGINNING,)
         common: Cursor | None = None
         entries: list[tuple[bytes, bool]] = []
@@ -76,7 +74,11 @@ class Reconciliation:
         first = True
         while True:
             answer = await self.exchange(locating(state, asked, self.nonce(), self.offer))
+            if answer is None:
+                return None
             if rewind.FEATURE not in answer.features:
+                # It was another release that noticed. This one cannot say what is left, so compare everything.
+                self.store.put_state(restart(replace(state, lost=False)))
                 return None
             here, end = parse_cursor(answer.common or ""), parse_cursor(answer.cursor or "")
             listed = rewind.entries(answer.listing or b"")
@@ -104,6 +106,8 @@ class Reconciliation:
         while prefixes:
             asked = tuple(prefixes.popleft() for _ in range(min(len(prefixes), rewind.PARTS_MAX)))
             answer = await self.exchange(comparing(state, asked, self.nonce(), self.offer))
+            if answer is None:
+                return
             if answer.resync:
                 self.store.put_state(replace(state, lost=True))
                 return

@@ -18,35 +18,18 @@ from inbetweenies import rewind
 from inbetweenies.model import Cursor, Kind, digest_change, parse_cursor
 from inbetweenies.replica import NEVER, Copy, Found, Key, Known, Regained, State, regain
 
+from .migration import keep_places, places_of
+
 Whole = tuple[str, str, str, bytes]  # kind, id, version, hash: one row and no other
-
-
-def extend(db: sqlite3.Connection) -> None:
-    """Give a store what this release remembers beside what the ones before did; a store that has it stays as it is.
-
-    `told` is the seq that a row of the server's is not after; none for a row that it does not have, or of which that
-    is not known. `offered` marks are of rows that the server had before.
-    """
-    columns = {(table, row[1]) for table in ("copies", "pending") for row in db.execute(f"PRAGMA table_info({table})")}
-    if ("copies", "told") not in columns:
-        db.execute("ALTER TABLE copies ADD COLUMN told INTEGER")
-    if ("pending", "offered") not in columns:
-        db.execute("ALTER TABLE pending ADD COLUMN offered INTEGER NOT NULL DEFAULT 0")
-    db.execute(
-        """CREATE TABLE IF NOT EXISTS checkpoints (
-            n INTEGER PRIMARY KEY,
-            epoch TEXT NOT NULL,
-            seq INTEGER NOT NULL,
-            chain BLOB NOT NULL,
-            UNIQUE (epoch, seq, chain)
-        ) STRICT"""
-    )
 
 
 class Recovery:
     """What a replica does about a server that was set back."""
 
-    _db: sqlite3.Connection
+    @property
+    @abstractmethod
+    def _db(self) -> sqlite3.Connection:
+        """The file."""
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
@@ -72,26 +55,7 @@ class Recovery:
 
     def places(self) -> list[Cursor]:
         """Places of the server's log that were heard of, oldest first (PROTOCOL 10.8)."""
-        found = self._db.execute("SELECT epoch, seq, chain FROM checkpoints ORDER BY seq, n").fetchall()
-        return [Cursor(epoch, seq, chain) for epoch, seq, chain in found]
-
-    def remember(self, cursor: str) -> None:
-        """Keep a place, and forget those that are too close to others."""
-        at = parse_cursor(cursor)
-        if at is not None and at.seq > 0:
-            self._keep([*(place for place in self.places() if place.seq < at.seq), at])
-
-    def _keep(self, known: Iterable[Cursor]) -> None:
-        kept = rewind.spaced(known)
-        held = set(self.places())
-        self._db.executemany(
-            "DELETE FROM checkpoints WHERE epoch = ? AND seq = ? AND chain = ?",
-            ((place.epoch, place.seq, place.chain) for place in held.difference(kept)),
-        )
-        self._db.executemany(
-            "INSERT INTO checkpoints (epoch, seq, chain) VALUES (?, ?, ?)",
-            ((place.epoch, place.seq, place.chain) for place in kept if place not in held),
-        )
+        return places_of(self._db)
 
     def heard(self, rows: Iterable[tuple[Kind, str, str, bytes, int]]) -> None:
         """These rows are in the server's log, none after the seq that comes with it (PROTOCOL 10.8)."""
@@ -138,7 +102,7 @@ class Recovery:
                 self._offer(done.lost)
             self.heard((row.kind, row.id, row.version, row.hash, found.head.seq) for row in done.held)
             kept = [place for place in self.places() if place.seq < found.after]
-            self._keep([*kept, *([] if found.common is None else [found.common])])
+            keep_places(self._db, [*kept, *([] if found.common is None else [found.common])])
             self.put_state(done.state)
             return done, len(done.lost)
 

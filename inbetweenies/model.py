@@ -8,10 +8,10 @@ that look into it.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b, sha1
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -110,10 +110,11 @@ class Pushes(Struct, frozen=True, kw_only=True):
 class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
-    `since` is in microseconds; `after` is a bare sequence number; `cursor` is provable; none of them, with `full`
-    false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
-    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
-    that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
+    `since` is in microseconds, and stands for all up to `since_span` later; `after` is a bare sequence number; `cursor`
+    is provable; none of them, with `full` false, is a delta from the position the server remembers for `device`.
+    `paging` is whether the peer understands pages. `features` non-empty means that additive fields are understood.
+    `ack` confirms the last answer: text that sorts after that of the ack before it, so that an old one that was held up
+    confirms nothing.
 
     `witness` is the furthest place of a log that the peer has heard of (PROTOCOL 4.10). `locate` asks which of these
     places is the newest of this log, and for the listing of what follows (4.13); `common` is what the answer to that
@@ -129,6 +130,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     cursor: Cursor | None = None
     after: int | None = None
     since: int | None = None
+    since_span: int = 0
     features: frozenset[str] = frozenset()
     page_rows: int | None = None
     entity_types: frozenset[str] | None = None
@@ -287,6 +289,13 @@ class Line(Struct, frozen=True, array_like=True, gc=False):
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------
 
 
+class Document(Struct, frozen=True, kw_only=True):
+    """A small document of a store as a whole, of no graph. `revision` counts how often it was changed."""
+
+    revision: int = 0
+    body: bytes = b""
+
+
 class Span(Struct, frozen=True, kw_only=True):
     """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them."""
 
@@ -303,6 +312,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
     `listing` asks for (id, version) of every current entity, sorted by id. `seqs` asks for the rows there, `lines` for
     the line of every row in a span, current or not, and `events` for what happened to this log, oldest first.
+    `documents` asks for these of the store as a whole, as they are at this transaction's moment; one that was never
+    written is answered with revision 0.
     """
 
     entities: tuple[str, ...] = ()
@@ -322,6 +333,7 @@ class Reads(Struct, frozen=True, kw_only=True):
     lines: Span | None = None
     events: bool = False
     as_of: int | None = None
+    documents: tuple[str, ...] = ()
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -344,6 +356,7 @@ class Held(Struct, frozen=True, kw_only=True):
     seqs: dict[int, Row] = {}
     lines: tuple[Line, ...] = ()
     events: tuple[Event, ...] = ()
+    documents: dict[str, Document] = {}
 
 
 class Writes(Struct, frozen=True, kw_only=True):
@@ -385,7 +398,8 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
     that a later page follows. `resync` says that the peer's cursor was not of this log: `rows` start anew, or, for a
     peer that has a witness, nothing was done and it should locate. `taken` maps what was acked and is current as it
-    was sent to its hash. `device_forked`: another copy of this device has pushed as well.
+    was sent to its hash. `device_forked`: another copy of this device has pushed as well. `open` names in full the ids
+    of which something was refused, which `refused` may name in short.
     """
 
     head: Head
@@ -398,6 +412,7 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     acks: tuple[Ack, ...] = ()
     taken: dict[tuple[Kind, str, str], bytes] = {}
     refused: tuple[Refused, ...] = ()
+    open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
     located: Located | None = None
     parts: tuple[Part, ...] | None = None
@@ -497,6 +512,12 @@ def row_hash(kind: Kind, body: bytes) -> bytes:
 def next_chain(chain: bytes, hash_: bytes) -> bytes:
     """PROTOCOL 4.2: the hash of a log that ends in a row with `hash_`."""
     return blake2b(chain + hash_, digest_size=16).digest()
+
+
+def keys_of(entity: Any, edges: Iterable[Any]) -> frozenset[tuple[Kind, str]]:
+    """What a change is about."""
+    named: list[tuple[Kind, str]] = [("edge", edge.id) for edge in edges]
+    return frozenset(named if entity is None else [*named, ("entity", entity.id)])
 
 
 def digest_change(digest: int, *, gone: bytes | None = None, come: bytes | None = None) -> int:

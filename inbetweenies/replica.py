@@ -33,6 +33,7 @@ from .model import (
     Relationship,
     body_of,
     digest_change,
+    keys_of,
     parse_cursor,
     row_hash,
     says_deleted,
@@ -270,7 +271,7 @@ def compose(
 
 def _pushes(state: State, sent: Iterable[Pending]) -> Pushes | None:
     hashes = [item.copy.hash for item in sent]
-    if not hashes or not state.incarnation or state.modern is False:
+    if not hashes or not state.incarnation or not state.modern:
         return None
     last = state.pushed[-1] if state.pushed else rewind.ANY
     return Pushes(after=state.pushed, now=rewind.next_push(last, state.incarnation, hashes))
@@ -350,10 +351,8 @@ def _changes(sent: Iterable[Pending]) -> tuple[Change, ...]:
 def _change(
     entity: Entity | None, edges: tuple[Relationship, ...], offered: bool, aside: bool, *, delete: bool = False
 ) -> Change:
-    named: list[Key] = [("edge", edge.id) for edge in edges] if aside else []
-    if aside and entity is not None:
-        named.append(("entity", entity.id))
-    return Change(entity=entity, relationships=edges, delete=delete, aside=frozenset(named), offered=offered)
+    named = keys_of(entity, edges) if aside else frozenset()
+    return Change(entity=entity, relationships=edges, delete=delete, aside=named, offered=offered)
 
 
 # --- what an answer changes ---------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ PLACES_MAX: Final = 64  # half as many again as our client keeps
 RANGES_MAX: Final = 1_000
 WANT_MAX: Final = 1_000
 PARTS_MAX: Final = 256
+PUSH_NAME_MAX: Final = 128  # characters
 WIDTH: Final = 256  # parts of a part: two hexadecimal digits
 SMALL: Final = 64  # rows of a part that are told one by one; sums of its parts would be longer
 NEAR: Final = 8  # the newest places that are kept, all of them
@@ -178,16 +179,20 @@ def attend(request: SyncRequest, held: Held, now: int) -> Plan[SyncResponse | No
 
 
 def check(request: SyncRequest) -> None:
-    """Raises `RemoteProtocolError`: more than a peer may ask for at once."""
+    """Raises `RemoteProtocolError`: more than a peer may ask for at once, or a name that is too long to be kept."""
+    pushes = request.pushes or Pushes(now="")
     bounds = (
         ("locate", len(request.locate or ()), PLACES_MAX),
         ("skip", len(request.skip), RANGES_MAX),
         ("want", len(request.want), WANT_MAX),
         ("compare", len(request.compare), PARTS_MAX),
+        ("pushes/after", len(pushes.after), PLACES_MAX),
     )
     for name, count, most in bounds:
         if count > most:
             raise _malformed(f"at most {most} in {name}", f"{count}", f"/{name}")
+    if len(pushes.now) > PUSH_NAME_MAX:
+        raise _malformed(f"at most {PUSH_NAME_MAX} characters", f"{len(pushes.now)}", "/pushes/now")
     for index, prefix in enumerate(request.compare):
         if not _PREFIX.fullmatch(prefix):
             got = f"a string of {len(prefix)} characters"

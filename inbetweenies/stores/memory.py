@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
 from ..exchange import run
-from ..model import Device, Event, Head, Held, Kind, Line, Reads, Row, Span, Writes
+from ..model import Device, Document, Event, Head, Held, Kind, Line, Reads, Row, Span, Writes
 from ..rewind import discard
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate, remembered
 from .clock import wall_clock
@@ -52,17 +52,35 @@ class MemoryStore:
         self._device_hints_max = device_hints_max
         self._hints = DeviceHints(device_hints_max)
         self._graphs: dict[str, _Graph] = {}
+        self._documents: dict[str, Document] = {}  # replaced, never changed, so that a transaction keeps its own
         self._lock = threading.Lock()
         self._closed = False
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
-        if self._closed:
-            raise LocalProtocolError("expected an open store; got a closed one")
+        self._open()
         with self._lock:
             if graph not in self._graphs:
                 self._graphs[graph] = _Graph(self._epochs(), WriterGate(self._busy_timeout_ms))
-            return _Transaction(graph, self._graphs[graph], write=write, hints=self._hints)
+            return _Transaction(graph, self._graphs[graph], lambda: self._documents, write=write, hints=self._hints)
+
+    async def document(self, name: str) -> Document:
+        """See `inbetweenies.store.Store`."""
+        self._open()
+        return self._documents.get(name, Document())
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        """See `inbetweenies.store.Store`."""
+        self._open()
+        with self._lock:
+            if self._documents.get(name, Document()).revision != revision:
+                return False
+            self._documents = {**self._documents, name: Document(revision=revision + 1, body=body)}
+            return True
+
+    def _open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError("expected an open store; got a closed one")
 
     async def close(self) -> None:
         """Refuse further transactions."""
@@ -84,6 +102,7 @@ class MemoryStore:
             self._epochs, busy_timeout_ms=self._busy_timeout_ms, device_hints_max=self._device_hints_max
         )
         other._graphs = graphs
+        other._documents = self._documents
         return other
 
 
@@ -142,9 +161,18 @@ def _seen(row: Row, seq: int) -> Row:
 
 
 class _Transaction(BaseTransaction):
-    def __init__(self, name: str, graph: _Graph, *, write: bool, hints: DeviceHints) -> None:
+    def __init__(
+        self,
+        name: str,
+        graph: _Graph,
+        documents: Callable[[], dict[str, Document]],
+        *,
+        write: bool,
+        hints: DeviceHints,
+    ) -> None:
         super().__init__(name, write=write, hints=hints)
         self._in = graph
+        self._now_documents = documents
         self._undo: list[Row] = []
 
     def _begin(self) -> Head:
@@ -154,6 +182,7 @@ class _Transaction(BaseTransaction):
             self._before = self._in.head
             self._durable = self._in.devices
             self._events = self._in.events
+            self._documents = self._now_documents()
             return self._before
 
     def _commit(self) -> None:
@@ -218,6 +247,7 @@ class _Transaction(BaseTransaction):
                 head=self._head,
                 device=self._durable.get(reads.device) if reads.device is not None else None,
                 events=self._events if reads.events else (),
+                documents={name: self._documents.get(name, Document()) for name in reads.documents},
                 **self._by_key(reads, at, end),
                 **self._in_order(reads, at, end),
             )

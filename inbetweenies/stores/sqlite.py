@@ -24,100 +24,15 @@ import msgspec
 from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
-from ..model import Device, Event, Head, Held, Line, Reads, Row, Writes
+from ..model import Device, Document, Event, Head, Held, Line, Reads, Row, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints, WriterGate
 from .journal import Journal
 from .keeper import Committed, Keeper
 from .memory import random_epoch
-
-#: Marks the file as ours, so that another application's file is never touched: "Inbt".
-APPLICATION_ID: Final = 0x496E6274
-SCHEMA_VERSION: Final = 2
-
-#: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
-FOREVER: Final = 2**63 - 1
+from .schema import FOREVER, prepare
 
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
 KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
-
-#: What happened to a log; `told` is JSON.
-_EVENTS: Final = """CREATE TABLE events (
-    n INTEGER PRIMARY KEY,
-    graph INTEGER NOT NULL REFERENCES graphs,
-    kind TEXT NOT NULL,
-    key TEXT NOT NULL,
-    at INTEGER NOT NULL,
-    told TEXT NOT NULL,
-    UNIQUE (graph, kind, key)
-) STRICT"""
-
-# The graph leads every key: no query can reach a row of another one (PROTOCOL 7.1). `log_version` and `log_until`
-# are rules as well: a row version is stored once, and an id has one current row.
-SCHEMA: Final = f"""
-CREATE TABLE graphs (
-    graph INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    epoch TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    chain BLOB NOT NULL,
-    stamp INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    birth TEXT NOT NULL
-) STRICT;
-CREATE TABLE log (
-    graph INTEGER NOT NULL REFERENCES graphs,
-    kind TEXT NOT NULL,
-    id TEXT NOT NULL,
-    version TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    until INTEGER NOT NULL,
-    stamp INTEGER NOT NULL,
-    edit INTEGER NOT NULL,
-    timed INTEGER NOT NULL,
-    rise INTEGER NOT NULL,
-    born INTEGER NOT NULL,
-    deleted INTEGER NOT NULL,
-    entity_type TEXT NOT NULL,
-    user_id TEXT NOT NULL,
-    from_id TEXT NOT NULL,
-    to_id TEXT NOT NULL,
-    via TEXT NOT NULL,
-    hash BLOB NOT NULL,
-    chain BLOB NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (graph, seq)
-) STRICT;
-CREATE UNIQUE INDEX log_version ON log (graph, kind, id, version);
-CREATE UNIQUE INDEX log_until ON log (graph, kind, id, until);
-CREATE INDEX log_from ON log (graph, from_id, until) WHERE kind = 'edge';
-CREATE INDEX log_to ON log (graph, to_id, until) WHERE kind = 'edge';
-CREATE INDEX log_type ON log (graph, entity_type, until) WHERE kind = 'entity';
-CREATE INDEX log_current ON log (graph, seq) WHERE until = {FOREVER};
-CREATE TABLE devices (
-    graph INTEGER NOT NULL REFERENCES graphs,
-    device TEXT NOT NULL,
-    served INTEGER NOT NULL,
-    acked INTEGER NOT NULL,
-    mark TEXT NOT NULL,
-    pushed TEXT NOT NULL,
-    PRIMARY KEY (graph, device)
-) STRICT, WITHOUT ROWID;
-{_EVENTS};
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
-
-#: What makes a file of schema n one of schema n + 1, by n. `birth` is the first epoch of a graph, which no backup of it
-#: can differ in; before schema 2 there was no other.
-MIGRATIONS: Final = {
-    1: f"""
-ALTER TABLE graphs ADD COLUMN birth TEXT NOT NULL DEFAULT '';
-UPDATE graphs SET birth = epoch;
-ALTER TABLE log ADD COLUMN via TEXT NOT NULL DEFAULT '';
-ALTER TABLE devices ADD COLUMN pushed TEXT NOT NULL DEFAULT '';
-{_EVENTS};
-""",  # noqa: S608 - only our own table is put in
-}
 
 SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
@@ -163,6 +78,9 @@ _FORGET_EVENTS = (
 )
 _EVENTS_OF = "SELECT kind, key, at, told FROM events WHERE graph = ? ORDER BY n"
 _STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
+_DOCUMENT = "SELECT revision, body FROM documents WHERE name = ?"
+_ADD_DOCUMENT = "INSERT INTO documents (body, name, revision) VALUES (?, ?, ? + 1) ON CONFLICT (name) DO NOTHING"
+_SET_DOCUMENT = "UPDATE documents SET body = ?, revision = revision + 1 WHERE name = ? AND revision = ?"
 
 # Left to itself the planner prefers a range of seqs, which is the whole log: CROSS JOIN and INDEXED BY forbid that.
 # `_asked` goes before each; its keys are bound first, then the graph, then twice the seq at which rows are visible.
@@ -306,6 +224,21 @@ class SqliteStore:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
         return _Transaction(self._file, graph, write=write, hints=self._hints)
 
+    async def document(self, name: str) -> Document:
+        """See `inbetweenies.store.Store`."""
+        with self._file.lent("read a document") as connection:
+            return _document(connection, name)
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        """See `inbetweenies.store.Store`. One statement, so a transaction of its own."""
+        self._file.gate.enter()
+        try:
+            with self._file.lent("write a document") as connection:
+                statement = _ADD_DOCUMENT if revision == 0 else _SET_DOCUMENT
+                return connection.execute(statement, (body, name, revision)).rowcount == 1
+        finally:
+            self._file.gate.leave()
+
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
         self._file.close()
@@ -362,7 +295,7 @@ class _File:
         with _border("open the store"):
             connection = self._connect()
             try:
-                _prepare(connection)
+                prepare(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -384,7 +317,7 @@ class _File:
 
     @contextmanager
     def lent(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """A connection for a moment."""
+        """A connection for one statement."""
         with _border(doing):
             connection = self.take()
             sound = False
@@ -420,50 +353,18 @@ class _File:
         return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    # Looked at before anything is changed: the file may be somebody else's.
-    connection.execute("BEGIN")
-    new = _is_new(connection)
-    connection.execute("COMMIT")
-    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
-    if not new and _schema(connection) == SCHEMA_VERSION:
-        return
-    connection.execute("BEGIN IMMEDIATE")  # an error closes the connection, and that undoes it
-    if _is_new(connection):  # another process may have been faster
-        _execute(connection, SCHEMA)
-    for version in range(_schema(connection), SCHEMA_VERSION):
-        _execute(connection, f"{MIGRATIONS[version]}PRAGMA user_version = {version + 1}")
-    connection.execute("COMMIT")
-
-
-def _execute(connection: sqlite3.Connection, script: str) -> None:
-    # `executescript` would commit the transaction that is open first.
-    for statement in script.split(";"):
-        connection.execute(statement)
-
-
-def _schema(connection: sqlite3.Connection) -> int:
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
-
-
-def _is_new(connection: sqlite3.Connection) -> bool:
-    """Whether the file is empty; False if it is ours. Raises `StoreError` if it is neither."""
-    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    [application] = connection.execute("PRAGMA application_id").fetchone()
-    version = _schema(connection)
-    if (application, version, objects) == (0, 0, 0):
-        return True
-    if application != APPLICATION_ID:
-        raise StoreError(f"expected a file of Inbetweenies ({APPLICATION_ID:#x}); got one of another application")
-    if version != SCHEMA_VERSION and version not in MIGRATIONS:
-        raise StoreError(f"expected a file with schema {SCHEMA_VERSION}; got {version}, of another release")
-    return False
+def _document(connection: sqlite3.Connection, name: str) -> Document:
+    found = connection.execute(_DOCUMENT, (name,)).fetchone()
+    return Document() if found is None else Document(revision=found[0], body=found[1])
 
 
 def _close(connection: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):  # nothing is lost: what was committed is on the disk
+    # Nothing is lost: what was committed is on the disk.
+    with suppress(sqlite3.Error, MemoryError):
+        if connection.in_transaction:
+            # A cursor that the traceback of an error still holds would keep the connection open, and its lock taken.
+            connection.execute("ROLLBACK")
+    with suppress(sqlite3.Error):
         connection.close()
 
 
@@ -619,9 +520,17 @@ class _Transaction(BaseTransaction):
         if reads.edges_to:
             found = _grouped(self._rows(_BY_TO, _single(reads.edges_to), seen), "to_id", "id")
             answer["edges_to"] = {id_: found.get(id_, ()) for id_ in reads.edges_to}
+        return answer | self._beside(reads)
+
+    def _beside(self, reads: Reads) -> dict[str, Any]:
+        """What is no row found by what it is."""
+        key = (self._key,)
+        answer: dict[str, Any] = {}
         if reads.device is not None:
             for served, acked, mark, pushed in self._connection.execute(_DEVICE, (self._key, reads.device)):
                 answer["device"] = Device(served=served, acked=acked, mark=mark, pushed=pushed)
+        if reads.documents:
+            answer["documents"] = {name: _document(self._connection, name) for name in reads.documents}
         if reads.seqs:
             rows = self._rows(_BY_SEQ, _single(reads.seqs), key)
             answer["seqs"] = {row.seq: row for row in rows}

@@ -228,6 +228,20 @@ class _V2(Client):
     def parents(self, before: Entity) -> tuple[str, ...]:
         return (before.version,)
 
+    def next_row(self, id_: str, entity_type: str, name: str, content: Body) -> Entity:
+        """The row with which this program follows what it shows of `id_`."""
+        before = self.row(id_)
+        return Entity(
+            id=id_,
+            version=self.version(),
+            entity_type=entity_type,
+            name=name,
+            content=Raw(canonical(content)),
+            source_type=before.source_type if before else "manual",
+            user_id=self.user,
+            parent_versions=self.parents(before) if before else (),
+        )
+
     def edit(self, act: Act) -> str | None:
         if act.verb in ("link", "unlink"):
             return self.link(act)
@@ -252,16 +266,7 @@ class _V2(Client):
             return None
         if act.thing == "ann":
             content.setdefault("kind", "user")
-        row = Entity(
-            id=act.thing,
-            version=self.version(),
-            entity_type=before.entity_type if before else THINGS[act.thing],
-            name=name,
-            content=Raw(canonical(content)),
-            source_type=before.source_type if before else "manual",
-            user_id=self.user,
-            parent_versions=self.parents(before) if before else (),
-        )
+        row = self.next_row(act.thing, before.entity_type if before else THINGS[act.thing], name, content)
         if act.verb == "poison":
             # Legal JSON that cannot be stored: the server must refuse this row and nothing else.
             row = replace(row, version=row.version + "\u0001")
@@ -773,38 +778,44 @@ class V1(Client):
         type_ = _RECORDS.get(act.thing)
         if type_ is None:
             return None
-        key = (type_, act.thing)
-        before = self.records.get(key)
+        before = self.records.get((type_, act.thing))
+        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
+        if before is None:
+            if act.verb != "create" or (type_ != "home" and not homes):
+                return None
+            changed: Body = {"name": NAMES[act.value % 3]}
+            if type_ != "home":
+                changed["home_id"] = homes[0]
+        else:
+            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
+            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
+            field, values = fields[act.value % len(fields)]
+            if act.verb in ("create", "rename") or not values:
+                field, values = "name", NAMES[:4]
+            changed = {field: values[act.value // len(fields) % len(values)]}
+        time = self.write(type_, act.thing, **changed)
+        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+
+    def write(self, type_: str, id_: str, **fields: Any) -> str:
+        """Store a local edit: a new record, or other values of `fields`. When that was, as v1 says it."""
         # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
         now = self.now
         while now in self.times:
             now += 1
         self.times.add(now)
         time = format_time(now, naive=True)
-        stamps = {"created_at": time, "updated_at": time, "sync_id": None}
-        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
+        key = (type_, id_)
+        before = self.records.get(key)
         if before is None:
-            if act.verb != "create" or (type_ != "home" and not homes):
-                return None
-            record = {"id": act.thing, "name": NAMES[act.value % 3], **_PLAIN[type_], **stamps}
-            if type_ != "home":
-                record["home_id"] = homes[0]
-            changed = set(record) - {"id", *stamps}
+            before = {"id": id_, **_PLAIN[type_], "created_at": time, "sync_id": None}
+            changed = _PLAIN[type_].keys() | fields.keys()
         else:
-            record = dict(before)
-            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
-            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
-            field, values = fields[act.value % len(fields)]
-            if act.verb in ("create", "rename") or not values:
-                field, values = "name", NAMES[:4]
-            record[field] = values[act.value // len(fields) % len(values)]
-            record["updated_at"] = time
-            changed = {field}
-        self.records[key] = record
+            changed = set(fields)
+        self.records[key] = {**before, **fields, "updated_at": time}
         self.own.add(key)
         self.marks[key] = self.marks.get(key, set()) | changed
         self.touched.setdefault(key, set()).update(changed)
-        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+        return time
 
     def _held(self, type_: str, thing: str) -> tuple[str, ...]:
         """The records of a type that another record can point to."""

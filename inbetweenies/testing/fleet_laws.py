@@ -186,8 +186,10 @@ class Ledger:
                 *(row.id for row in pushed.rows),
                 *(record.get("entity_id", "") for record in pushed.records),
             }
-            history = self._read(Reads(history=tuple(ids))).history
-            found.update({row.seq: row for rows in history.values() for row in rows if row.seq > after})
+            edges = {row.id for row in (*self.rows, *held.span) if row.kind == "edge"}
+            kept = self._read(Reads(history=tuple(ids), edge_history=tuple(edges)))
+            for rows in (*kept.history.values(), *kept.edge_history.values()):
+                found.update({row.seq: row for row in rows if row.seq > after})
         for seq in range(after + 1, upto + 1):
             if seq not in found:
                 span = self._read(Reads(span=Span(after=seq - 1, upto=seq), as_of=seq)).span

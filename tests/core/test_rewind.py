@@ -262,6 +262,8 @@ def test_a_time_that_the_log_has_not_reached_is_as_none(lab: Lab) -> None:
         ({"compare": ("", "0")}, "/compare/1"),
         ({"compare": ("AB",)}, "/compare/0"),
         ({"compare": ("00" * 7,)}, "/compare/0"),
+        ({"pushes": Pushes(after=("a",) * 65, now="b")}, "/pushes/after"),
+        ({"pushes": Pushes(now="b" * 129)}, "/pushes/now"),
     ],
 )
 def test_more_than_a_peer_may_ask_for_at_once_is_refused(lab: Lab, fields: dict[str, Any], pointer: str) -> None:

@@ -83,6 +83,13 @@ ASK = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         ),
         (b"POST /api/v1/sync/ HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n\r\n", 400),
         (b"GET /health HTTP/1.0\r\n\r\n", 200),
+        (b"GET /health\r\n\r\n", 400),
+        (b"GET /health HTTP/2.0\r\nhost: x\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (ASK + b"host: y\r\n\r\n", 400),
+        (ASK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (ASK + b"transfer-encoding: Chunked\r\n\r\n0\r\n\r\n", 200),
+        (b"GET /health HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (ASK + b"upgrade: websocket\r\n\r\n", 200),
     ],
 )

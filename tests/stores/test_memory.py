@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies.errors import LocalProtocolError, StoreBusy
-from inbetweenies.model import Device, Event, Head, Held, Kind, Line, Reads, Row, Writes
+from inbetweenies.model import Device, Document, Event, Head, Held, Kind, Line, Reads, Row, Writes
 from inbetweenies.store import Store, Transaction
 from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
 from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
@@ -25,6 +25,7 @@ class ListStore:
     def __init__(self) -> None:
         self.graphs: dict[str, tuple[Head, list[Row], dict[str, Device], list[Event]]] = {}
         self.hints: dict[tuple[str, str], Device] = {}
+        self.documents: dict[str, Document] = {}
 
     def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[Transaction]:
         return self.block(graph, write)
@@ -34,6 +35,7 @@ class ListStore:
         head, rows, devices, events = self.graphs.setdefault(graph, (Head(epoch="e"), [], {}, []))
         hints = {d: h for (g, d), h in self.hints.items() if g == graph}
         tx = ListTransaction(head, list(rows), dict(devices), hints, events)
+        tx.documents = dict(self.documents)
         yield tx
         if write:
             self.graphs[graph] = (tx.head, tx.rows, tx.devices, tx.events)
@@ -42,12 +44,22 @@ class ListStore:
         else:
             self.hints.update({(graph, device): value for device, value in tx.told.items()})
 
+    async def document(self, name: str) -> Document:
+        return self.documents.get(name, Document())
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        if (await self.document(name)).revision != revision:
+            return False
+        self.documents[name] = Document(revision=revision + 1, body=body)
+        return True
+
     async def close(self) -> None:
         pass
 
     def copy(self) -> ListStore:
         other = ListStore()
         other.graphs = dict(self.graphs)
+        other.documents = dict(self.documents)
         return other
 
 
@@ -57,6 +69,7 @@ class ListTransaction:
     ) -> None:
         self.head, self.rows, self.devices, self.hints, self.events = head, rows, devices, hints, events
         self.told: dict[str, Device] = {}
+        self.documents: dict[str, Document] = {}
 
     async def write(self, writes: Writes) -> None:
         ends = dict(writes.closed)
@@ -107,6 +120,7 @@ class ListTransaction:
                 ][: lines.rows if lines else 0]
             ),
             events=tuple(self.events) if reads.events else (),
+            documents={name: self.documents.get(name, Document()) for name in reads.documents},
         )
 
     def chains(self) -> Iterable[tuple[int, bytes]]:
