@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import tempfile
 import time
 import uuid
@@ -26,7 +27,6 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from inbetweenies.engine import check_edge, check_entity
 from inbetweenies.errors import (
     InbetweeniesError,
     LocalProtocolError,
@@ -34,6 +34,7 @@ from inbetweenies.errors import (
     StoreError,
     VersionRefused,
 )
+from inbetweenies.intake import check_edge, check_entity
 from inbetweenies.limits import Limits, canonical, checked_decode, gate
 from inbetweenies.model import (
     DIGEST_BITS,
@@ -41,6 +42,7 @@ from inbetweenies.model import (
     ENTITY_TYPES,
     SOURCE_TYPES,
     Answer,
+    Ask,
     Change,
     Conflict,
     Entity,
@@ -63,14 +65,19 @@ from inbetweenies.replica import (
     Pending,
     State,
     absorb,
+    attempted,
+    believed,
     compose,
     copy_of,
     follow,
+    incarnated,
     mentions,
     restart,
 )
+from inbetweenies.rewind import FEATURE
 from inbetweenies.wire import load
 
+from .reconcile import Reconciliation
 from .store import ConflictRecord, Counts, LocalStore
 from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, origin_of
 from .versions import Talk, key_of, of_rows, spoken
@@ -156,11 +163,17 @@ class SyncReport(Struct, frozen=True, kw_only=True):
         conflicts: what lost, in the server's words; the losing rows are kept.
         refused: rows that the server would not take, and why; they wait here.
         pending: how many rows still wait.
-        healed: a difference was found that no rule explains, and everything was compared again.
+        healed: a difference was found that no rule explains, and what differs was looked for and exchanged.
         messages: how many requests it took.
         digest: what this replica knows of the server, as one number in hexadecimal; None if the server has none.
         equal: whether that is what the server says that it holds; None if it does not say.
         complete: False if the server had more to tell; sync again.
+        rewound: the server had lost rows that it once held; it was set back, or is another one.
+        lost: how many of them are known here. They are given back to it, whoever wrote them.
+        discarded: how many are not, because its operator said that they should stay away; they are in the history.
+        offered: rows given back that the server acknowledged.
+        differing: ids that differed for no known reason.
+        forked: another copy of this replica had pushed; this one goes on under a device name of its own.
     """
 
     served: str | None
@@ -174,6 +187,12 @@ class SyncReport(Struct, frozen=True, kw_only=True):
     digest: str | None
     equal: bool | None
     complete: bool = True
+    rewound: bool = False
+    lost: int = 0
+    discarded: int = 0
+    offered: int = 0
+    differing: int = 0
+    forked: bool = False
 
 
 class Version(Struct, frozen=True, kw_only=True):
@@ -228,6 +247,11 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def new_nonce() -> str:
+    """Eight random hexadecimal digits."""
+    return secrets.token_hex(4)
+
+
 class BlowingOffClient:
     """A replica of a graph. Use it as ``async with BlowingOffClient("home.db") as client``.
 
@@ -249,6 +273,7 @@ class BlowingOffClient:
         insecure: allow HTTP to another machine; kept by `connect`.
         ids: makes the id of what is added.
         after_sync: called when a sync has ended, with what it failed with, if it did; must return at once.
+        nonces: makes names for messages, and for copies of this replica.
     """
 
     def __init__(
@@ -268,6 +293,7 @@ class BlowingOffClient:
         insecure: bool = False,
         ids: Callable[[], str] = new_id,
         after_sync: Callable[[InbetweeniesError | None], None] | None = None,
+        nonces: Callable[[], str] = new_nonce,
     ) -> None:
         for name, label in (("user", user), ("device", device)):
             if label is not None:
@@ -288,6 +314,7 @@ class BlowingOffClient:
         self._given = transport
         self._insecure = insecure
         self._ids = ids
+        self.nonces = nonces
         self._http: HttpTransport | None = None
         self._store: LocalStore | None = None
 
@@ -320,7 +347,7 @@ class BlowingOffClient:
     def _open(self) -> LocalStore:
         store = LocalStore(self._path)
         try:
-            _introduce(store, self._user, self._device)
+            _introduce(store, self._user, self._device, self.nonces)
         except BaseException:
             store.close()
             raise
@@ -806,7 +833,7 @@ class NotUnderstood(BadAnswer):
     """The answer is of no wire version that was asked for, and names none."""
 
 
-class _Sync:
+class _Sync(Reconciliation):
     """The course of one sync. Ends, whatever the server does: each round clears marks, moves the cursor, or sets rows
     aside until the next sync."""
 
@@ -817,6 +844,7 @@ class _Sync:
         key: str,
         progress: Callable[[Progress], None] | None,
     ) -> None:
+        super().__init__()
         self.client = client
         self.store = client.store
         self.transport = transport
@@ -829,8 +857,8 @@ class _Sync:
         self.unblocked = False  # something was acknowledged since they were sent last
         self.refused: dict[_Whole, RefusedItem] = {}
         self.conflicts: list[Conflict] = []
-        self.pushed = self.pulled = self.messages = self.poison = self.restarts = self.resyncs = 0
-        self.healed = False
+        self.pushed = self.pulled = self.offered = self.messages = self.poison = self.restarts = self.resyncs = 0
+        self.healed = self.forked = False
         self.complete = True
         self.edges_read = False
         self.answer: Answer | None = None
@@ -865,6 +893,12 @@ class _Sync:
             digest=None if digest is None else f"{state.digest:064x}",
             equal=None if digest is None else digest == f"{state.digest:064x}",
             complete=self.complete,
+            rewound=self.rewinds > 0,
+            lost=self.lost,
+            discarded=self.discarded,
+            offered=self.offered,
+            differing=self.differing,
+            forked=self.forked,
         )
 
     def _revision(self) -> str | None:
@@ -875,6 +909,8 @@ class _Sync:
     async def _round(self) -> bool:
         """One message, there and back. Whether another one must follow."""
         state = self.client.state
+        if state.lost:
+            return await self._relocated(state)
         back = state.wire is not None and not of_rows(load().get(state.wire))
         if back:
             # What a server of records told are no rows of its own; what it says in rows is asked for from the start.
@@ -887,22 +923,26 @@ class _Sync:
             page_rows=self.client.page_rows,
             changes_max=self.batch,
             bytes_max=self.client.batch_bytes,
+            request=self.nonce(),
+            skip=self.skipped(state),
+            want=self.wanted(),
         )
-        self.messages += 1
+        if ask.pushes is not None:
+            with self.store.transaction():
+                self.store.put_state(attempted(self.client.state, ask))
         try:
-            body = await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask))
+            answer = await self.exchange(ask)
         except Unauthorized:
             raise
         except Refused as error:
             if not self.talk.refused(error):
                 self._recover(error, state, sent)
             return True
-        answer = self._told(body)
         if answer is None:
             return True
         if back:
             self.store.put_state(state)
-        absorbed, moved = self._absorb(answer, sent)
+        absorbed, moved = self._absorb(answer, sent, wanted=bool(ask.want))
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
@@ -919,13 +959,48 @@ class _Sync:
             return moved
         return await self._drained()
 
+    async def _relocated(self, state: State) -> bool:
+        """The server's log is not the one that was known: find out what is left of it, then go on."""
+        try:
+            await self.locate(state)
+        except Unauthorized:
+            raise
+        except Refused as error:
+            if not self.talk.refused(error):
+                raise
+        self.held.clear()
+        self.waiting.clear()
+        return True
+
+    @property
+    def offer(self) -> tuple[str, ...]:
+        """The wire versions to offer."""
+        return self.talk.offer
+
+    def nonce(self) -> str:
+        """A name for a message that no other message has."""
+        return self.client.nonces()
+
+    async def exchange(self, ask: Ask) -> Answer | None:
+        """One message, there and back; None if the answer does not count, and another version is to be tried.
+
+        Raises:
+            TransportError: no answer, or none that can be believed to be one to this message; nothing was absorbed.
+        """
+        self.messages += 1
+        answer = self._told(await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask)))
+        if answer is not None and not believed(answer, ask):
+            # PROTOCOL 10.7: it may be late, and from before the server was set back.
+            raise BadAnswer(expected="an answer to what was just asked, of a log that grows", got="another one")
+        return answer
+
     def hear(self, body: bytes) -> tuple[str, ...] | None:
         """Take in an answer that nobody asked for; the ids that it was about, or None if a sync must follow."""
         answer = self._told(body)
         if answer is None:
             return None
         absorbed, _ = self._absorb(answer, ())
-        if absorbed.healed or absorbed.offer_again or not absorbed.drained:
+        if absorbed.differs or absorbed.offer_again or not absorbed.drained:
             return None
         return tuple(dict.fromkeys(id_ for _, id_ in absorbed.pointers))
 
@@ -991,20 +1066,26 @@ class _Sync:
             raise BadAnswer(expected=error.expected, got=error.got, pointer=error.pointer) from error
         return answer
 
-    def _absorb(self, answer: Answer, sent: tuple[Pending, ...]) -> tuple[Absorbed, bool]:
+    def _absorb(self, answer: Answer, sent: tuple[Pending, ...], *, wanted: bool = False) -> tuple[Absorbed, bool]:
         """Take an answer in, as one transaction. Whether it changed anything comes with it."""
         with self.store.transaction():
             state = self.client.state
             local = self.store.local(*mentions(answer, sent))
-            absorbed = self._settled(absorb(answer, sent, state, local), answer, state)
+            absorbed = self._settled(absorb(answer, sent, state, local, wanted=wanted), answer, state)
+            if answer.device_forked:
+                self.forked = True
+                absorbed = replace(absorbed, state=incarnated(absorbed.state, self.nonce()))
             self.store.apply(absorbed, now=self.client.clock())
             cleared = frozenset(absorbed.cleared)
-            left = [item for item in sent if item.n not in cleared]
+            # Of a message that was not looked at nothing is silent: it is sent again.
+            left = [] if absorbed.state.lost else [item for item in sent if item.n not in cleared]
             silent = {item.n: _silence(item.copy) for item in left if item.n not in absorbed.notes}
             self.store.annotate(silent)
         done = [item for item in sent if item.n in cleared]
         pulled = _pulled(absorbed, local, done)
-        self.pushed += len(done)
+        offered = sum(item.offered for item in done)
+        self.offered += offered
+        self.pushed += len(done) - offered
         self.pulled += pulled
         self.conflicts += absorbed.conflicts
         self.unblocked |= any(item.copy.kind == "entity" for item in done)
@@ -1057,7 +1138,7 @@ class _Sync:
             self.held.clear()
             self.waiting.clear()
             state = self.client.state
-        if any(True for _ in self._sendable(state)):
+        if self.want or any(True for _ in self._sendable(state)):
             return True
         if self.waiting and self.unblocked:
             self.held -= self.waiting
@@ -1074,7 +1155,10 @@ class _Sync:
         if self.answer is None or self._known_gap(self.answer, state):
             return False
         self.healed = True
-        self.store.put_state(restart(state))
+        if FEATURE in self.answer.features:
+            await self.compare(state)
+        else:
+            self.store.put_state(restart(state))
         return True
 
     async def _read_edges(self, state: State) -> None:
@@ -1299,7 +1383,7 @@ def _check_label(name: str, label: str) -> None:
         raise LocalProtocolError(f"expected {name} of 1 to {LABEL_BYTES_MAX} printable bytes; got something else")
 
 
-def _introduce(store: LocalStore, user: str | None, device: str | None) -> None:
+def _introduce(store: LocalStore, user: str | None, device: str | None, nonces: Callable[[], str]) -> None:
     """See to it that the store knows who it is."""
     state = store.state()
     if state is not None and (device or state.device, user or state.user) == (state.device, state.user):
@@ -1308,5 +1392,6 @@ def _introduce(store: LocalStore, user: str | None, device: str | None) -> None:
         state = store.state()
         known = state or State(device=device or str(uuid.uuid4()), user=user or "local")
         known = replace(known, device=device or known.device, user=user or known.user)
+        known = replace(known, incarnation=known.incarnation or nonces() + nonces())
         if known != state:
             store.put_state(known)

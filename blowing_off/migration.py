@@ -20,7 +20,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Final, Literal
@@ -28,7 +28,8 @@ from typing import ClassVar, Final, Literal
 from msgspec import Struct
 
 from inbetweenies.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull
-from inbetweenies.model import parse_cursor
+from inbetweenies.model import Cursor, parse_cursor
+from inbetweenies.rewind import spaced
 
 APPLICATION_ID: Final = 0x424F6666  # "BOff": what `file` and we ourselves know the file by
 BUSY_TIMEOUT_S: Final = 10.0  # writers are not served in turn, so one among several can wait for long
@@ -82,9 +83,10 @@ class Migrated(Struct, frozen=True, kw_only=True):
 
 
 def _checkpoints(db: sqlite3.Connection) -> None:
-    """Format 2 remembers places in the server's log, so that one that was rewound can be told where it stood.
+    """Format 2 remembers what it takes to give a server back what its log lost (PROTOCOL 10.8).
 
-    PROTOCOL 4.2: an epoch, a sequence number and the chain there prove themselves.
+    That is places in that log; of each row a seq that it is not after (`told`: none for a row that the server does not
+    have, or of which that is not known); and of marks whether they are of rows that the server had before (`offered`).
     """
     if _has(db, "aside_2_checkpoints"):
         db.execute("ALTER TABLE aside_2_checkpoints RENAME TO checkpoints")
@@ -98,6 +100,10 @@ def _checkpoints(db: sqlite3.Connection) -> None:
                 UNIQUE (epoch, seq, chain)
             ) STRICT"""
         )
+    for table, column, kind in (("copies", "told", "INTEGER"), ("pending", "offered", "INTEGER NOT NULL DEFAULT 0")):
+        # Older releases leave these alone, so they are still there after one was at it.
+        if column not in [row[1] for row in db.execute(f"PRAGMA table_info({table})")]:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
     found = db.execute("SELECT value FROM meta WHERE key = 'state'").fetchone()
     with suppress(ValueError):  # a damaged state is told of when it is used
         state = json.loads(found[0]) if found is not None else {}
@@ -113,31 +119,32 @@ def _no_checkpoints(db: sqlite3.Connection) -> None:
 STEPS: Final = (Step(format=2, up=_checkpoints, down=_no_checkpoints, min_reader=1, min_writer=1),)
 FORMAT: Final = 1 + len(STEPS)
 
-NEAR: Final = 8  # the last checkpoints, all of them
-EPOCHS_MAX: Final = 8  # a server that starts anew all the time is not remembered for ever
+
+def places_of(db: sqlite3.Connection) -> list[Cursor]:
+    """The places of the server's log that are remembered, oldest first."""
+    found = db.execute("SELECT epoch, seq, chain FROM checkpoints ORDER BY seq, n").fetchall()
+    return [Cursor(epoch, seq, chain) for epoch, seq, chain in found]
 
 
 def remember(db: sqlite3.Connection, cursor: str) -> None:
-    """Keep the place that `cursor` names, if it is of a log like ours, and forget places too close to others.
-
-    The further back, the fewer: the last `NEAR`, then one for each doubling of the distance.
-    """
+    """Keep the place that `cursor` names, if it is of a log like ours, and forget those that are too close to others,
+    or further on."""
     at = parse_cursor(cursor)
-    if at is None:
-        return
-    db.execute("INSERT OR IGNORE INTO checkpoints (epoch, seq, chain) VALUES (?, ?, ?)", (at.epoch, at.seq, at.chain))
-    newest_first = "SELECT n, seq FROM checkpoints WHERE epoch = ? ORDER BY seq DESC, n DESC"
-    held = db.execute(newest_first, (at.epoch,)).fetchall()
-    taken: set[int] = set()
-    for n, seq in held[NEAR:]:
-        distance = (held[0][1] - seq).bit_length()
-        if distance in taken:
-            db.execute("DELETE FROM checkpoints WHERE n = ?", (n,))
-        taken.add(distance)
-    db.execute(
-        "DELETE FROM checkpoints WHERE epoch NOT IN"
-        " (SELECT epoch FROM checkpoints GROUP BY epoch ORDER BY max(n) DESC LIMIT ?)",
-        (EPOCHS_MAX,),
+    if at is not None and at.seq > 0:
+        keep_places(db, [*(place for place in places_of(db) if place.seq < at.seq), at])
+
+
+def keep_places(db: sqlite3.Connection, known: Iterable[Cursor]) -> None:
+    """Remember these places, the further back the fewer, and no others."""
+    kept = spaced(known)
+    held = set(places_of(db))
+    db.executemany(
+        "DELETE FROM checkpoints WHERE epoch = ? AND seq = ? AND chain = ?",
+        ((place.epoch, place.seq, place.chain) for place in held.difference(kept)),
+    )
+    db.executemany(
+        "INSERT INTO checkpoints (epoch, seq, chain) VALUES (?, ?, ?)",
+        ((place.epoch, place.seq, place.chain) for place in kept if place not in held),
     )
 
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from inbetweenies.errors import InbetweeniesError, StoreBusy, StoreCorrupt, StoreError
 from inbetweenies.merge import ancestors
 from inbetweenies.model import Conflict, Entity, Kind, Refused, Relationship, digest_change, make_version
-from inbetweenies.replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
+from inbetweenies.replica import NEVER, Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
 
 from .migration import (
     APPLICATION_ID,
@@ -38,6 +38,7 @@ from .migration import (
     standing,
     step_up,
 )
+from .recovery import Recovery, Whole, whole_of
 
 COUNTER_MAX: Final = 999_999  # six digits of a row version; more would sort below fewer
 
@@ -155,7 +156,6 @@ _entity = msgspec.json.Decoder(Entity)
 _edge = msgspec.json.Decoder(Relationship)
 
 _Found: TypeAlias = tuple[Any, ...]
-_Whole: TypeAlias = tuple[str, str, str, bytes]  # kind, id, version, hash: one row and no other
 
 
 class SyncRunning(InbetweeniesError, RuntimeError):
@@ -201,7 +201,7 @@ class Counts(Struct, frozen=True, kw_only=True):
     pending: int
 
 
-class LocalStore:
+class LocalStore(Recovery):
     """The replica at `path`, made if there is none yet. ``":memory:"`` keeps it in memory, for trials and tests.
 
     One of an older format is brought to the newest, with a copy made before. One of a newer release is used, or only
@@ -436,10 +436,12 @@ class LocalStore:
             ),
         )
 
-    def _mark(self, copies: Iterable[Copy]) -> None:
+    def _mark(self, copies: Iterable[Copy], *, offered: bool = False) -> None:
         for copy in copies:
-            row = (copy.kind, copy.id, copy.version, copy.hash)
-            self._db.execute("INSERT INTO pending (kind, id, version, hash) VALUES (?, ?, ?, ?)", row)
+            row = whole_of(copy)
+            self._db.execute(
+                "INSERT INTO pending (kind, id, version, hash, offered) VALUES (?, ?, ?, ?, ?)", (*row, offered)
+            )
             self._db.execute(
                 "INSERT INTO pointers (kind, id, ours, ours_hash, round) VALUES (?, ?, ?, ?, 0)"
                 " ON CONFLICT DO UPDATE SET ours = excluded.ours, ours_hash = excluded.ours_hash",
@@ -449,15 +451,21 @@ class LocalStore:
     def pending(self, limit: int | None = None, after_n: int = 0) -> list[Pending]:
         """Rows that wait for their ack, in the order they were made."""
         found = self._all(
-            f"SELECT p.n, p.note, {_COPY} FROM pending AS p JOIN copies AS c"  # noqa: S608 - our own column names
+            f"SELECT p.n, p.note, p.offered, p.quiet, {_COPY} FROM pending AS p JOIN copies AS c"  # noqa: S608 - our own
             " ON c.kind = p.kind AND c.id = p.id AND c.version = p.version AND c.hash = p.hash"
             " WHERE p.n > ? ORDER BY p.n LIMIT ?",
             after_n,
             -1 if limit is None else limit,
         )
         return [
-            Pending(n=n, copy=_copy(copy), note=None if note is None else _note.decode(note))
-            for n, note, *copy in found
+            Pending(
+                n=n,
+                copy=_copy(copy),
+                note=None if note is None else _note.decode(note),
+                offered=bool(offered),
+                aside=bool(offered and quiet),
+            )
+            for n, note, offered, quiet, *copy in found
         ]
 
     def newest_pending(self) -> int:
@@ -505,6 +513,7 @@ class LocalStore:
         asked must stay visible.
         """
         with self.transaction():
+            before = self.state()
             self._insert(absorbed.copies)
             self._db.executemany("DELETE FROM pending WHERE n = ?", ((n,) for n in absorbed.cleared))
             self._db.executemany(
@@ -528,9 +537,12 @@ class LocalStore:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 ((*_conflict(conflict), now) for conflict in absorbed.conflicts),
             )
-            self.put_state(absorbed.state)
-            if absorbed.state.cursor is not None:
+            self.heard(absorbed.heard)
+            if absorbed.state.witness is not None and (before is None or before.witness is None):
+                self.heard_before(absorbed.state.witness)
+            if absorbed.state.cursor is not None and (before is None or before.cursor != absorbed.state.cursor):
                 remember(self._db, absorbed.state.cursor)
+            self.put_state(absorbed.state)
 
     def annotate(self, notes: Mapping[int, Refused]) -> None:
         """Keep with these marks why they still wait."""
@@ -545,6 +557,11 @@ class LocalStore:
         The only way by which a mark goes without the server having named it: because a person said so.
         """
         with self.transaction():
+            self._db.execute(
+                "UPDATE copies SET told = ? WHERE told IS NULL AND (kind, id, version, hash) IN"
+                " (SELECT kind, id, version, hash FROM pending WHERE id = ? AND note NOTNULL)",
+                (NEVER, id_),
+            )
             gone = self._db.execute("DELETE FROM pending WHERE id = ? AND note NOTNULL", (id_,)).rowcount
             self._db.execute(_NEWEST, (id_,))
             self._db.execute("DELETE FROM pointers WHERE id = ? AND ours IS NULL AND theirs IS NULL", (id_,))
@@ -574,30 +591,35 @@ class LocalStore:
                 "SELECT kind, id, before, CASE WHEN round >= ? THEN theirs END FROM pointers WHERE before NOTNULL",
                 state.round,
             )
-            seen: dict[_Whole, Copy] = {}  # what stands for its id here until the server has it again
-            quiet: dict[_Whole, Copy] = {}
+            seen: dict[Whole, Copy] = {}  # what stands for its id here until the server has it again
+            quiet: dict[Whole, Copy] = {}
             for kind, id_, hash_, now in older + gone:
                 held = self._of(kind, id_)
                 known = _named(now, held)
                 for copy in (copy for copy in held if copy.hash == hash_):
                     line = _lineage(copy.version, [*held, copy]) if kind == "entity" else [copy]
-                    seen.update({_whole(other): other for other in line if other.version not in known})
+                    seen.update({whole_of(other): other for other in line if other.version not in known})
             for edge in (copy for copy in seen.values() if copy.kind == "edge"):
                 value = _edge.decode(edge.body)
                 for id_, version in (
                     (value.from_entity_id, value.from_entity_version),
                     (value.to_entity_id, value.to_entity_version),
                 ):
-                    quiet.update({_whole(copy): copy for copy in self._of("entity", id_) if copy.version == version})
+                    quiet.update({whole_of(copy): copy for copy in self._of("entity", id_) if copy.version == version})
             quiet.update(self._lost(state.round, seen))
-            self._offer(state.round, seen, {whole: copy for whole, copy in quiet.items() if whole not in seen})
+            self._db.execute(
+                "UPDATE pointers SET theirs = NULL, theirs_hash = NULL WHERE theirs NOTNULL AND round < ?",
+                (state.round,),
+            )
+            self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (state.round,))
+            self.requeue(seen.values(), [copy for whole, copy in quiet.items() if whole not in seen])
             digest = state.digest
             for _, _, hash_, _ in gone:
                 digest = digest_change(digest, gone=hash_)
             self.put_state(replace(state, digest=digest, restarting=False))
             return len(seen.keys() | quiet.keys())
 
-    def _lost(self, round_: int, seen: Iterable[_Whole]) -> dict[_Whole, Copy]:
+    def _lost(self, round_: int, seen: Iterable[Whole]) -> dict[Whole, Copy]:
         """Rows made here that nothing which the server holds or is offered descends from.
 
         Entities only, and no tombstones: an old value of an edge, or a delete that was undone since, would count.
@@ -612,7 +634,7 @@ class LocalStore:
         for kind, id_, version, _ in seen:
             if kind == "entity":
                 offered.setdefault(id_, set()).add(version)
-        lost: dict[_Whole, Copy] = {}
+        lost: dict[Whole, Copy] = {}
         for id_, now in found:
             held = self._of("entity", id_)
             known = _named(now, held) | offered.get(id_, set())
@@ -622,37 +644,39 @@ class LocalStore:
             }
             lost.update(
                 {
-                    _whole(copy): copy
+                    whole_of(copy): copy
                     for copy in held
                     if copy.version in own and copy.version not in known and not copy.deleted
                 }
             )
         return lost
 
-    def _offer(self, round_: int, seen: Mapping[_Whole, Copy], quiet: Mapping[_Whole, Copy]) -> None:
-        """Mark these rows as pending before all that waits already, entities before edges."""
-        waiting = self._all("SELECT kind, id, version, hash, note, quiet FROM pending ORDER BY n")
+    def requeue(self, claims: Iterable[Copy], asides: Iterable[Copy]) -> None:
+        """Mark these rows as pending before all that waits already, entities before edges. Nobody sees `asides`."""
+        waiting = self._all("SELECT kind, id, version, hash, note, quiet, offered FROM pending ORDER BY n")
         known = {(kind, id_, version, hash_) for kind, id_, version, hash_, *_ in waiting}
         self._db.execute("DELETE FROM pending")
-        self._db.execute(
-            "UPDATE pointers SET theirs = NULL, theirs_hash = NULL WHERE theirs NOTNULL AND round < ?", (round_,)
-        )
-        self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (round_,))
-        entities = [copy for whole, copy in seen.items() if copy.kind == "entity" and whole not in known]
-        edges = [copy for whole, copy in seen.items() if copy.kind == "edge" and whole not in known]
-        self._mark(entities)
+        new = [copy for copy in claims if whole_of(copy) not in known]
+        quiet = sorted((copy for copy in asides if whole_of(copy) not in known), key=lambda copy: copy.kind != "entity")
+        self._mark((copy for copy in new if copy.kind == "entity"), offered=True)
         self._db.executemany(
-            "INSERT INTO pending (kind, id, version, hash, quiet) VALUES (?, ?, ?, ?, 1)",
-            (whole for whole in quiet if whole not in known),
+            "INSERT INTO pending (kind, id, version, hash, quiet, offered) VALUES (?, ?, ?, ?, 1, 1)",
+            (whole_of(copy) for copy in quiet),
         )
-        self._mark(edges)
+        self._mark((copy for copy in new if copy.kind == "edge"), offered=True)
         self._db.executemany(
-            "INSERT INTO pending (kind, id, version, hash, note, quiet) VALUES (?, ?, ?, ?, ?, ?)", waiting
+            "INSERT INTO pending (kind, id, version, hash, note, quiet, offered) VALUES (?, ?, ?, ?, ?, ?, ?)", waiting
         )
         self._db.executemany(
             "UPDATE pointers SET ours = ?3, ours_hash = ?4 WHERE kind = ?1 AND id = ?2",
             (row[:4] for row in waiting if not row[5]),
         )
+
+    def lineage(self, kind: str, id_: str, hash_: bytes) -> list[Copy]:
+        """The row with this hash and all those it descends from, as far as they are here, parents first."""
+        held = self._of(kind, id_)
+        copy = next(copy for copy in held if copy.hash == hash_)
+        return [copy] if kind == "edge" else _lineage(copy.version, [*held, copy])
 
     def _of(self, kind: str, id_: str) -> list[Copy]:
         return [_copy(found) for found in self._all(f"{_COPIES} WHERE c.kind = ? AND c.id = ? ORDER BY c.n", kind, id_)]
@@ -803,10 +827,6 @@ def alone(lock: str, *, patience_s: float = 0) -> Iterator[bool]:
         except StoreBusy:
             free = False
         yield free
-
-
-def _whole(copy: Copy) -> _Whole:
-    return (copy.kind, copy.id, copy.version, copy.hash)
 
 
 def _named(version: str | None, held: Iterable[Copy]) -> set[str]:

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from inbetweenies.engine import check_edge, check_entity
 from inbetweenies.errors import RemoteProtocolError
+from inbetweenies.intake import check_edge, check_entity
 from inbetweenies.limits import LIMITS, canonical, checked_decode, gate
 from inbetweenies.model import SOURCE_TYPES, Entity, Refused, Relationship, edge_version, edit_time
 from inbetweenies.replica import Copy, copy_of

@@ -283,7 +283,7 @@ class SqliteTokens:
         self._clock = clock
         self._random = random
         # Makes the file as a store wants it, and refuses one that is not ours.
-        store = SqliteStore(path, busy_timeout_ms=busy_timeout_ms)
+        store = SqliteStore(path, busy_timeout_ms=busy_timeout_ms, journal=False, heads=False)
         with suppress(StopIteration):
             store.close().send(None)
         with self._writer("keep tokens") as connection:

@@ -7,16 +7,16 @@ digest of every row are decided here, inside the store's transaction, so that al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from . import merge
+from . import merge, rewind
 from .errors import RemoteProtocolError, clip
+from .intake import check_edge, check_entity, in_order, refused
 from .limits import Allowance, Limits
-from .merge import Policy, arrival, later, side_of
+from .merge import Policy, later, side_of
 from .model import (
     SEQ_MAX,
     TIME_MIN,
@@ -64,6 +64,7 @@ class Decision(Struct, frozen=True, kw_only=True):
 
     writes: Writes
     head: Head
+    device_forked: bool = False
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
     open: frozenset[tuple[Kind, str]] = frozenset()
@@ -90,6 +91,10 @@ def serve(
             pointer="/changes",
         )
     held = yield reads(request)
+    if rewind.FEATURE in request.features:
+        instead = yield from rewind.attend(request, held, context.now)
+        if instead is not None:
+            return instead
     closer = look_closer(request, held)
     if closer is not None:
         more = yield closer
@@ -97,6 +102,8 @@ def serve(
     decision = decide(request, held, now=context.now, limits=limits, policy=policy)
     if decision.writes:
         yield decision.writes
+    if decision.writes.device is not None:
+        held = replace(held, device=decision.writes.device[1])
     if not request.pull:
         return SyncResponse(
             head=decision.head,
@@ -123,9 +130,11 @@ def reads(request: SyncRequest) -> Reads:
         entities=tuple({entity.id: None for entity in entities}),
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
-        chains=(request.cursor.seq,) if request.cursor else (),
+        chains=rewind.asks(request),
         stamp=None if request.since is None else request.since + request.since_span,
         device=request.device,
+        seqs=() if request.common is None else (request.common.seq,),
+        events=any(change.offered for change in request.changes),
     )
 
 
@@ -165,25 +174,6 @@ def beside(version: str, hash_: bytes) -> str:
     return f"{version}#{hash_[:4].hex()}"
 
 
-def in_order(changes: Iterable[Change]) -> list[Change]:
-    """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
-    listed = list(changes)
-    ids = [change.entity.id for change in listed if change.entity is not None]
-    if len(set(ids)) == len(ids):
-        return listed
-    of_id: dict[str, list[tuple[int, Entity]]] = {}
-    for index, change in enumerate(listed):
-        if change.entity is not None:
-            of_id.setdefault(change.entity.id, []).append((index, change.entity))
-    ordered = list(listed)
-    for rows in of_id.values():
-        if len(rows) > 1:
-            turns = merge.parents_first([(entity.version, entity.parent_versions) for _, entity in rows])
-            for (index, _), turn in zip(rows, turns, strict=True):
-                ordered[index] = listed[rows[turn][0]]
-    return ordered
-
-
 # --- the decision -------------------------------------------------------------------------------------------------
 
 
@@ -202,17 +192,22 @@ def decide(
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
+        work.offered = change.offered
         if change.entity is not None:
             work.take_entity(change, change.entity)
     # PROTOCOL 4.6: entities before relationships over the whole batch.
     for change in request.changes:
+        work.offered = change.offered
         for index, edge in enumerate(change.relationships):
             work.take_edge(edge, f"{change.pointer}/relationships/{index}", aside=("edge", edge.id) in change.aside)
     return work.decision()
 
 
 class _Work:
-    """The rows that one push adds, on top of what is held. Lives for one `decide`."""
+    """The rows that one push adds, on top of what is held. Lives for one `decide`.
+
+    `offered`: the change that is being taken is not its sender's; a log that is gone held it (PROTOCOL 4.14).
+    """
 
     def __init__(self, request: SyncRequest, held: Held, now: int, limits: Limits, policy: Policy) -> None:
         self.request = request
@@ -220,6 +215,8 @@ class _Work:
         self.now = now
         self.limits = limits
         self.policy = policy
+        self.offered = False
+        self.lost_after = rewind.lost_after(request, held)
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
         # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
@@ -243,7 +240,7 @@ class _Work:
         refusal = check_entity(entity, change.pointer, self.limits)
         body = body_of(entity)
         if refusal is None and len(body) > self.limits.entity_bytes_max:
-            refusal = _refusal(entity, "too_large", change.pointer, f"a row of {len(body)} bytes")
+            refusal = refused(entity, "too_large", change.pointer, f"a row of {len(body)} bytes")
         if refusal is not None:
             self.refuse("entity", entity.id, refusal)
             return
@@ -257,17 +254,17 @@ class _Work:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
         elif current is None:
-            if change.delete and not entity.parent_versions:
+            if change.delete and not entity.parent_versions and not change.offered:
                 self.ack("entity", entity.id, entity.version, "noop_delete")
             else:
                 self.add_entity(entity, body, hash_, current=True)
                 self.ack("entity", entity.id, entity.version, "applied")
-        elif current.version in entity.parent_versions:
+        elif current.version in entity.parent_versions or (change.offered and self.lost_after.untouched(current)):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
         elif self.allowance.spent:
             detail = "this push handles as much as one may; send it again"
-            self.refuse("entity", entity.id, _refusal(entity, "too_much_at_once", change.pointer, detail))
+            self.refuse("entity", entity.id, refused(entity, "too_much_at_once", change.pointer, detail))
         else:
             self.contest(current, entity, body, hash_)
 
@@ -303,7 +300,7 @@ class _Work:
             return
         mine = current.entity()
         here = side_of(current)
-        edit, timed = arrival(entity.version, self.now)
+        edit, timed = self.arrival(entity.version)
         there = merge.Side(version=entity.version, edit=edit, timed=timed)
         deleted = says_deleted(entity.content)
         if merge.alike(mine, entity) or (deleted and current.deleted):
@@ -377,9 +374,10 @@ class _Work:
         edit: int | None = None,
         above: int = TIME_MIN,
     ) -> Row:
-        timed = True
+        timed, via = True, ""
         if edit is None:
-            edit, timed = arrival(entity.version, self.now)
+            edit, timed = self.arrival(entity.version, alone=("entity", entity.id) not in self.current)
+            via = self.request.device if self.offered else ""
         row = self.add(
             "entity",
             entity.id,
@@ -393,6 +391,7 @@ class _Work:
             deleted=says_deleted(entity.content),
             type_=entity.entity_type,
             user=entity.user_id,
+            via=via,
         )
         self.added.setdefault(entity.id, []).append(row)
         if entity.id in self.lineages:
@@ -423,7 +422,7 @@ class _Work:
             if end not in self.versions:
                 # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
                 detail = "the endpoint's row is not stored here yet; send the edge again when it is"
-                self.refuse("edge", edge.id, _refusal(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
+                self.refuse("edge", edge.id, refused(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
                 return
         if known is not None:
             named = replace(named, version=beside(named.version, hash_))
@@ -432,8 +431,12 @@ class _Work:
                 return
             body = body_of(named)
             hash_ = row_hash("edge", body)
+        current = self.current.get(("edge", named.id))
+        edit, timed = self.arrival(named.version, alone=current is None)
+        if self.offered and current is not None and not self.lost_after.untouched(current):
+            # PROTOCOL 4.14: the order of commits would let it take the place of what was written since.
+            aside = aside or not later(side_of(current), merge.Side(version=named.version, edit=edit, timed=timed))[0]
         outcome: Outcome = "lost_kept" if known is not None else "superseded" if aside else "applied"
-        edit, timed = arrival(named.version, self.now)
         self.add(
             "edge",
             named.id,
@@ -449,10 +452,17 @@ class _Work:
             user=named.user_id,
             from_id=named.from_entity_id,
             to_id=named.to_entity_id,
+            via=self.request.device if self.offered else "",
         )
         self.ack("edge", named.id, edge.version, outcome)
 
     # rows
+
+    def arrival(self, version: str, *, alone: bool = False) -> tuple[int, bool]:
+        """The edit time that counts for the row that is being taken, `alone` if nothing is current in its place."""
+        if self.offered:
+            return self.lost_after.arrival(version, self.now, alone=alone)
+        return merge.arrival(version, self.now)
 
     def add(
         self,
@@ -470,6 +480,7 @@ class _Work:
         user: str,
         from_id: str = "",
         to_id: str = "",
+        via: str = "",
         above: int = TIME_MIN,
     ) -> Row:
         """PROTOCOL 4.1, 4.2: the next line of the log. The only place that orders anything."""
@@ -496,6 +507,7 @@ class _Work:
             user_id=user,
             from_id=from_id,
             to_id=to_id,
+            via=via,
             hash=hash_,
             chain=self.chain,
             body=body,
@@ -545,7 +557,14 @@ class _Work:
         if mark is not None:
             before = before or Device()
             if mark > before.mark:
-                device = (self.request.device, Device(served=before.served, acked=before.served, mark=mark))
+                device = (self.request.device, replace(before, acked=before.served, mark=mark))
+        counted, events = rewind.counted(self.request, before or Device(), self.now)
+        forked = bool(events)
+        if counted is not None:
+            device = (self.request.device, counted)
+        came_back = sum(row.via != "" for row in self.rows.values())
+        if came_back:
+            events += (rewind.offers(self.request, head, came_back, self.held.events, self.now),)
         acks = []
         for kind, id_, version, outcome in self.acks:
             now = self.current.get((kind, id_))
@@ -556,62 +575,16 @@ class _Work:
                 closed=tuple(self.closed),
                 head=head if self.rows else None,
                 device=device,
+                events=events,
             ),
             head=head,
+            device_forked=forked,
             acks=tuple(acks),
             refused=tuple(self.refused),
             open=frozenset(self.open),
             conflicts=tuple(self.conflicts),
             current=self.current,
         )
-
-
-# --- what can be stored -------------------------------------------------------------------------------------------
-
-
-def _refusal(item: Entity | Relationship, code: str, pointer: str, detail: str) -> Refused:
-    return Refused(id=clip(item.id), version=clip(item.version), code=code, pointer=pointer, detail=detail)
-
-
-def _check(fields: Iterable[tuple[str, str, int]], item: Entity | Relationship, pointer: str) -> Refused | None:
-    for name, value, most in fields:
-        if not value:
-            detail = f"expected 1 to {most} bytes; got an empty string"
-        elif len(value) * 4 > most and len(value.encode()) > most:
-            detail = f"expected 1 to {most} bytes; got {len(value.encode())} bytes"
-        elif not value.isprintable() and any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
-            detail = "expected no control characters; got at least one"
-        else:
-            continue
-        return _refusal(item, "illegal_name", f"{pointer}/{name}", detail)
-    return None
-
-
-def check_entity(entity: Entity, pointer: str, limits: Limits) -> Refused | None:
-    """PROTOCOL 3.2: why this entity cannot be stored, None if it can."""
-    fields = (
-        ("id", entity.id, limits.id_bytes_max),
-        ("version", entity.version, limits.version_bytes_max),
-        ("entity_type", entity.entity_type, limits.id_bytes_max),
-        ("source_type", entity.source_type, limits.id_bytes_max),
-    )
-    refused = _check(fields, entity, f"{pointer}/entity")
-    if refused is None and len(entity.parent_versions) > limits.parents_max:
-        detail = f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}"
-        return _refusal(entity, "too_many_parents", f"{pointer}/entity/parent_versions", detail)
-    return refused
-
-
-def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | None:
-    """PROTOCOL 3.2: why this edge cannot be stored, None if it can. A missing version is not a reason."""
-    fields = (
-        ("id", edge.id, limits.id_bytes_max),
-        ("version", edge.version or "-", limits.version_bytes_max),
-        ("from_entity_id", edge.from_entity_id, limits.id_bytes_max),
-        ("to_entity_id", edge.to_entity_id, limits.id_bytes_max),
-        ("relationship_type", edge.relationship_type, limits.id_bytes_max),
-    )
-    return _check(fields, edge, pointer)
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
@@ -622,8 +595,9 @@ def start_of(request: SyncRequest, held: Held) -> tuple[int, bool]:
     head = held.head
     cursor = request.cursor
     if cursor is not None:
-        known = cursor.epoch == head.epoch and cursor.seq <= head.seq and held.chains.get(cursor.seq) == cursor.chain
-        return (cursor.seq, False) if known else (0, True)
+        # Without a witness nothing but the epoch tells a peer that what it holds may be lost here.
+        same = cursor.epoch == head.epoch or rewind.FEATURE in request.features
+        return (cursor.seq, False) if same and rewind.holds(held, cursor) else (0, True)
     if request.after is not None:
         return (request.after, False) if request.after <= min(head.seq, SEQ_MAX) else (0, True)
     if request.full:
@@ -642,13 +616,18 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     after, resync = start_of(request, held)
     span = span_of(request, after, held.head.seq, limits)
     # What this request wrote is at hand already, and nobody else wrote since `held` was read.
-    found = (yield Reads(span=span)).span
+    old = yield Reads(span=span, seqs=request.want)
+    found = old.span
     paging = "paging" in request.features
     rows = list(fitting(found, limits.page_bytes_max) if paging else found)
     full = len(rows) < len(found) or not ends(found, span)
     more = paging and full and rows[-1].seq < head.seq
     served = Cursor(head.epoch, rows[-1].seq, rows[-1].chain) if more else head.cursor
     served_stamp = rows[-1].stamp if more else head.stamp
+    if request.skip:
+        rows = [row for row in rows if not rewind.skipped(row.seq, request.skip)]
+    told = {row.seq for row in rows}
+    rows += [row for row in old.seqs.values() if row.current and row.seq not in told]
     unread = None
     if full and not paging:
         # Too much to be held at once: it is read while it is told, which is not before this is committed.
@@ -688,9 +667,11 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         more=more,
         resync=resync,
         acks=decision.acks,
+        taken=rewind.taken(request, decision.acks, decision.current) if rewind.FEATURE in request.features else {},
         refused=decision.refused,
         open=decision.open,
         conflicts=decision.conflicts,
+        device_forked=decision.device_forked,
     )
 
 

@@ -153,17 +153,35 @@ async def _begin(
     negotiation: Negotiation | UnsetType,
     decided: Document | None,
 ) -> tuple[bytes, Rest | None]:
-    writes = wire.writes(message)
-    async with store.transaction(context.graph, write=writes) as tx:
+    writable = wire.writes(message)
+    try:
+        return await _attempt(wire, message, store, context, limits, policy, negotiation, decided, writable)
+    except MustWrite:
+        # A read that found out something about the log itself, which is to be kept (PROTOCOL 4.11).
+        return await _attempt(wire, message, store, context, limits, policy, negotiation, decided, True)
+
+
+async def _attempt(
+    wire: WireVersion,
+    message: Any,
+    store: Store,
+    context: Context,
+    limits: Limits,
+    policy: Policy,
+    negotiation: Negotiation | UnsetType,
+    decided: Document | None,
+    writable: bool,
+) -> tuple[bytes, Rest | None]:
+    async with store.transaction(context.graph, write=writable) as tx:
         if decided is not None:
             found = (await tx.read(Reads(documents=(DOCUMENT,)))).documents[DOCUMENT]
             if found != decided:
                 raise RegistryChanged(found)
-        request = await run(wire.up(message, context, limits), tx)
-        response = await run(engine.serve(request, context, limits, policy), tx)
+        request = await run(wire.up(message, context, limits), tx, writable)
+        response = await run(engine.serve(request, context, limits, policy), tx, writable)
         telling = wire.down(message, response, context, limits, negotiation)
         rest = Rest(telling, store, context.graph, response.head)
-        first = None if writes else await rest.next(tx)
+        first = None if writable else await rest.next(tx)
     if first is None:
         first = await rest.next()
     return first, None if rest.ended else rest
@@ -229,14 +247,24 @@ async def whole(first: bytes, rest: Rest | None) -> bytes:
     return b"".join(pieces)
 
 
-async def run(plan: Plan[T], tx: Transaction) -> T:
-    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns."""
+class MustWrite(Exception):
+    """More is to be written than the transaction was opened for; nothing was."""
+
+
+async def run(plan: Plan[T], tx: Transaction, writable: bool = True) -> T:
+    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns.
+
+    Raises:
+        MustWrite: the plan writes more than a device's hint, and `tx` is not `writable`.
+    """
     held = Held(head=engine.NOTHING)
     try:
         step = next(plan)
         while True:
             if isinstance(step, Reads):
                 held = await tx.read(step)
+            elif not writable and (step.rows or step.closed or step.events or step.head):
+                raise MustWrite
             else:
                 await tx.write(step)
             step = plan.send(held)

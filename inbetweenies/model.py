@@ -8,11 +8,11 @@ that look into it.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b, sha1
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -79,7 +79,8 @@ class Change(Struct, frozen=True, kw_only=True, gc=False):
 
     `delete` is the peer's word for "this removes it"; a delete without an entity says nothing and is ignored.
     `pointer` is where the item stood in the body, for refusals. `aside` names rows that are only kept, and never become
-    current: they say nothing new, or came after what their sender has put in their place since.
+    current: they say nothing new, or came after what their sender has put in their place since. `offered` rows are not
+    their sender's: a log that is gone held them (PROTOCOL 4.14).
     """
 
     entity: Entity | None = None
@@ -87,6 +88,7 @@ class Change(Struct, frozen=True, kw_only=True, gc=False):
     delete: bool = False
     pointer: str = ""
     aside: frozenset[tuple[Kind, str]] = frozenset()
+    offered: bool = False
 
 
 class Cursor(Struct, frozen=True):
@@ -100,6 +102,14 @@ class Cursor(Struct, frozen=True):
         return f"{self.epoch}:{self.seq}:{self.chain.hex()}"
 
 
+class Pushes(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.16: which pushes of its own a device remembers: the server knows of one of `after`, of none if that is
+    empty, of any if an empty text is in it; with this push it knows of `now`. Each is ``incarnation:count:hash``."""
+
+    after: tuple[str, ...] = ()
+    now: str
+
+
 class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
@@ -108,6 +118,11 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     `features` non-empty means that additive fields are understood, and ``paging`` among them pages; `pieces` that a
     whole answer may be left unread in part (`SyncResponse.unread`). `ack` confirms the last answer: text that sorts
     after that of the ack before it, so that an old one that was held up confirms nothing.
+
+    `witness` is the furthest place of a log that the peer has heard of (PROTOCOL 4.10). `locate` asks which of these
+    places is the newest of this log, and for the listing of what follows (4.13); `common` is what the answer to that
+    was, with rows that are offered. `skip` names ranges of seqs that the peer needs not be told, `want` seqs that it
+    wants whatever its cursor says, `compare` parts of the graph (4.15).
     """
 
     device: str
@@ -125,6 +140,13 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     entity_types: frozenset[str] | None = None
     modified_by: frozenset[str] | None = None
     ack: str | None = None
+    witness: Cursor | None = None
+    locate: tuple[Cursor, ...] | None = None
+    common: Cursor | None = None
+    skip: tuple[tuple[int, int], ...] = ()
+    want: tuple[int, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: Pushes | None = None
 
 
 Outcome = Literal["applied", "fast_forward", "merged", "lost_kept", "superseded", "dup", "noop_delete"]
@@ -181,6 +203,7 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):
         from_id, to_id: endpoints of an edge, else "".
         entity_type: of an entity, else ""; an edge has its relationship type here.
         user_id: the author's label, for filters.
+        via: who offered it again after a log that held it was lost, else "". No part of the value (PROTOCOL 4.14).
     """
 
     kind: Kind
@@ -198,6 +221,7 @@ class Row(Struct, frozen=True, kw_only=True, gc=False):
     user_id: str
     from_id: str
     to_id: str
+    via: str = ""
     hash: bytes
     chain: bytes
     body: bytes
@@ -235,11 +259,35 @@ class Head(Struct, frozen=True, kw_only=True):
 
 class Device(Struct, frozen=True, kw_only=True):
     """What a store remembers of one device: the seq it was `served` up to (a hint), the seq it `acked`, and the text
-    that came with that ack, its `mark`."""
+    that came with that ack, its `mark`; of a device that counts its pushes, the last one (PROTOCOL 4.16)."""
 
     served: int = 0
     acked: int = 0
     mark: str = ""
+    pushed: str = ""
+
+
+EventKind = Literal["fork", "replay", "offer", "discard", "device_forked"]
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something that happened to a log and that people should know, at `at` microseconds. A later one of the same
+    `kind` and `key` takes its place."""
+
+    kind: EventKind
+    key: str
+    at: int
+    told: dict[str, str | int] = {}
+
+
+class Line(Struct, frozen=True, array_like=True, gc=False):
+    """PROTOCOL 4.1: a line of the log without what it says."""
+
+    seq: int
+    kind: Kind
+    id: str
+    current: bool
+    hash: bytes
 
 
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------
@@ -274,8 +322,9 @@ class Reads(Struct, frozen=True, kw_only=True):
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
     `listing` asks for (id, version) of every current entity, sorted by id; of those after `listing_after` only, and at
-    most `listing_rows` of them. `documents` asks for these of the store as a whole, as they are at this transaction's
-    moment; one that was never written is answered with revision 0.
+    most `listing_rows` of them. `seqs` asks for the rows there, `lines` for the line of every row in a span, current or
+    not, and `events` for what happened to this log, oldest first. `documents` asks for these of the store as a whole,
+    as they are at this transaction's moment; one that was never written is answered with revision 0.
     """
 
     entities: tuple[str, ...] = ()
@@ -293,6 +342,9 @@ class Reads(Struct, frozen=True, kw_only=True):
     listing: bool = False
     listing_after: str = ""
     listing_rows: int | None = None
+    seqs: tuple[int, ...] = ()
+    lines: Span | None = None
+    events: bool = False
     as_of: int | None = None
     documents: tuple[str, ...] = ()
 
@@ -314,19 +366,43 @@ class Held(Struct, frozen=True, kw_only=True):
     device: Device | None = None
     span: tuple[Row, ...] = ()
     listing: tuple[tuple[str, str], ...] = ()
+    seqs: dict[int, Row] = {}
+    lines: tuple[Line, ...] = ()
+    events: tuple[Event, ...] = ()
     documents: dict[str, Document] = {}
 
 
 class Writes(Struct, frozen=True, kw_only=True):
-    """One atomic commit: new rows in seq order, ``seq -> until`` of rows that stopped being current, the new head."""
+    """One atomic commit: new rows in seq order, ``seq -> until`` of rows that stopped being current, the new head,
+    what happened."""
 
     rows: tuple[Row, ...] = ()
     closed: tuple[tuple[int, int], ...] = ()
     head: Head | None = None
     device: tuple[str, Device] | None = None
+    events: tuple[Event, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.closed or self.device)
+        return bool(self.rows or self.closed or self.device or self.events)
+
+
+class Located(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.13: the newest place that both logs have, None if they share nothing; what follows it, eight bytes a
+    row (`rewind.short`); and whether an operator said that what is missing here is to stay away."""
+
+    common: Cursor | None
+    listing: bytes
+    discarded: bool = False
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 4.15: one part of the graph: the sums of the 256 parts of it, or if it is small the seqs of its current
+    rows, and eight bytes for each of those."""
+
+    prefix: str
+    sums: bytes = b""
+    seqs: tuple[int, ...] = ()
+    rows: bytes = b""
 
 
 class Unread(Struct, frozen=True, kw_only=True):
@@ -346,9 +422,10 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     """What the server answers, whatever wire version says it.
 
     `rows` are current rows in commit order, entities and edges; `unread` comes before them. The answer covers the log
-    up to `served`; `more` says that a later page follows. `resync` says that the peer's cursor was not of this log, so
-    that `rows` start anew. `open` names in full the ids of which something was refused, which `refused` may name in
-    short.
+    up to `served`; `more` says that a later page follows. `resync` says that the peer's cursor was not of this log:
+    `rows` start anew, or, for a peer that has a witness, nothing was done and it should locate. `taken` maps what was
+    acked and is current as it was sent to its hash. `device_forked`: another copy of this device has pushed as well.
+    `open` names in full the ids of which something was refused, which `refused` may name in short.
     """
 
     head: Head
@@ -360,13 +437,21 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     more: bool = False
     resync: bool = False
     acks: tuple[Ack, ...] = ()
+    taken: dict[tuple[Kind, str, str], bytes] = {}
     refused: tuple[Refused, ...] = ()
     open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
+    located: Located | None = None
+    parts: tuple[Part, ...] | None = None
+    device_forked: bool = False
 
 
 class Ask(Struct, frozen=True, kw_only=True):
-    """What our client says in one message. `cursor` is the server's string, opaque here; `since` microseconds."""
+    """What our client says in one message. `cursor` is the server's string, opaque here; `since` microseconds.
+
+    `request` names this message, so that the answer to another one is not taken for its own. The rest as in
+    `SyncRequest`, places as strings.
+    """
 
     device: str
     user: str
@@ -377,13 +462,22 @@ class Ask(Struct, frozen=True, kw_only=True):
     page_rows: int | None = None
     features: frozenset[str] = frozenset()
     offer: tuple[str, ...] = ()
+    request: str | None = None
+    witness: str | None = None
+    locate: tuple[str, ...] | None = None
+    common: str | None = None
+    skip: tuple[tuple[int, int], ...] = ()
+    want: tuple[int, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: Pushes | None = None
 
 
 class Answer(Struct, frozen=True, kw_only=True):
     """What a server said to an `Ask`.
 
-    `acks` is None from a server that only names ids (`applied`, `applied_relationships`). `digest` and `head` are None
-    from a server without features. `server_time` is in microseconds, None when missing or no time.
+    `acks` is None from a server that only names ids (`applied`, `applied_relationships`); `taken` names rows by eight
+    bytes each. `digest` and `head` are None from a server without features. `server_time` is in microseconds, None when
+    missing or no time. `request` is the name of the message that this answers.
     """
 
     protocol_version: str
@@ -400,6 +494,13 @@ class Answer(Struct, frozen=True, kw_only=True):
     digest: str | None = None
     head: str | None = None
     features: frozenset[str] = frozenset()
+    request: str | None = None
+    taken: frozenset[bytes] = frozenset()
+    common: str | None = None
+    listing: bytes | None = None
+    discarded: bool = False
+    parts: tuple[Part, ...] = ()
+    device_forked: bool = False
 
 
 class Context(Struct, frozen=True, kw_only=True):
@@ -444,6 +545,12 @@ def row_hash(kind: Kind, body: bytes) -> bytes:
 def next_chain(chain: bytes, hash_: bytes) -> bytes:
     """PROTOCOL 4.2: the hash of a log that ends in a row with `hash_`."""
     return blake2b(chain + hash_, digest_size=16).digest()
+
+
+def keys_of(entity: Any, edges: Iterable[Any]) -> frozenset[tuple[Kind, str]]:
+    """What a change is about."""
+    named: list[tuple[Kind, str]] = [("edge", edge.id) for edge in edges]
+    return frozenset(named if entity is None else [*named, ("entity", entity.id)])
 
 
 def digest_change(digest: int, *, gone: bytes | None = None, come: bytes | None = None) -> int:

@@ -18,20 +18,32 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError, StoreBusy
-from ..model import DIGEST_BITS, Device, Document, Head, Held, Reads, Row, Writes
+from ..model import DIGEST_BITS, Device, Document, Event, Head, Held, Reads, Row, Writes
 from ..store import Store
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
     from .sqlite import SqliteStore
 
-__all__ = ["BaseTransaction", "DeviceHints", "MemoryStore", "SqliteStore", "WriterGate", "amend", "folded"]
+__all__ = [
+    "BaseTransaction",
+    "DeviceHints",
+    "MemoryStore",
+    "SqliteStore",
+    "WriterGate",
+    "amend",
+    "folded",
+    "remembered",
+]
 
 #: How many device hints a store keeps in memory; a hundred bytes each. A forgotten one costs some rows sent again.
 DEVICE_HINTS_MAX: Final = 10_000
 
 #: How long a writer waits for the one before it, in milliseconds, before it says that the store is busy.
 BUSY_TIMEOUT_MS: Final = 5_000
+
+#: How many events of each kind are kept of one graph; a log that is set back more often than that is not well.
+EVENTS_MAX: Final = 64
 
 _LAZY = {"MemoryStore": ".memory", "SqliteStore": ".sqlite"}
 
@@ -110,6 +122,18 @@ def _check_rows(head: Head, after: Head, rows: tuple[Row, ...]) -> None:
         raise LocalProtocolError(f"expected the head to have chain and stamp of its row {seq}; got others")
 
 
+def remembered(events: tuple[Event, ...], new: tuple[Event, ...]) -> tuple[Event, ...]:
+    """`events` and then `new`, each in the place of what had its kind and key; of a kind the newest `EVENTS_MAX`."""
+    kept = {(event.kind, event.key): event for event in events}
+    for event in new:
+        kept.pop((event.kind, event.key), None)
+        kept[event.kind, event.key] = event
+        of_kind = [key for key in kept if key[0] == event.kind]
+        for key in of_kind[:-EVENTS_MAX]:
+            del kept[key]
+    return tuple(kept.values())
+
+
 class DeviceHints:
     """What readers learnt of devices, kept in memory only: the newest `size` of them. Safe to share between threads."""
 
@@ -135,12 +159,14 @@ class DeviceHints:
         """The durable row and the hint together: of each field the greater value."""
         with self._lock:
             hint = self._kept.get((graph, device))
-        if hint is None or durable is None:
-            return hint or durable
+        if hint is None:
+            return durable
+        known = durable or Device()
         return Device(
-            served=max(hint.served, durable.served),
-            acked=max(hint.acked, durable.acked),
-            mark=max(hint.mark, durable.mark),
+            served=max(hint.served, known.served),
+            acked=max(hint.acked, known.acked),
+            mark=max(hint.mark, known.mark),
+            pushed=known.pushed,  # only ever written durably
         )
 
 
@@ -310,7 +336,7 @@ class BaseTransaction(AbstractAsyncContextManager["BaseTransaction"]):
             self._devices[writes.device[0]] = writes.device[1]
 
     def _check_hint(self, writes: Writes) -> None:
-        if writes.rows or writes.closed or writes.head not in (None, self._head):
+        if writes.rows or writes.closed or writes.events or writes.head not in (None, self._head):
             raise LocalProtocolError("expected only a device's hint in a transaction for reading; got more")
 
     def _usable(self) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Final
 
 from ..errors import LocalProtocolError, StoreBusy, StoreError, StoreFull, StoreUndone
 from . import WriterGate
+from .keeper import Committed
 
 #: How long the first of those who share a commit may have to wait until the last of them begins, in milliseconds. Much
 #: more than a disk takes, so that it is worth it, and less than anybody notices.
@@ -33,6 +34,7 @@ class Shared:
         self.connection = connection
         self.began = began
         self.waiting = 0
+        self.written: list[Committed] = []
         self._ended = threading.Event()
         self._error: BaseException | None = None
 
@@ -75,6 +77,8 @@ class Commits:
         share_ms: int = SHARE_MS,
     ) -> None:
         self._take, self._give_back, self._border = take, give_back, border
+        #: Called with what was committed while nobody else can write, before it is acknowledged; it may raise.
+        self.committed: Callable[[Sequence[Committed]], None] = lambda _: None
         self._gate = WriterGate(busy_timeout_ms)
         self._timeout_s = busy_timeout_ms / 1000
         self._share_s = share_ms / 1000
@@ -160,6 +164,14 @@ class Commits:
             if shared.waiting > 1:
                 raise Shared.told(error) from error
             raise
+        if shared.written:
+            try:
+                self.committed(shared.written)
+            except StoreError as error:
+                # It is on the disk, and may not be acknowledged; what is sent again will be.
+                told = StoreError(f"expected what is committed to be kept outside as well; it was not: {error}")
+                self._end(shared, told, sound=True)
+                raise told from error
         self._end(shared, None, sound=True)
 
     def _end(self, shared: Shared, error: BaseException | None, *, sound: bool) -> None:

@@ -16,8 +16,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
-from ..model import Device, Document, Head, Held, Kind, Reads, Row, Span, Writes
-from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
+from ..exchange import run
+from ..model import Device, Document, Event, Head, Held, Kind, Line, Reads, Row, Span, Writes
+from ..rewind import discard
+from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate, remembered
+from .clock import wall_clock
 
 
 def random_epoch() -> str:
@@ -83,6 +86,11 @@ class MemoryStore:
         """Refuse further transactions."""
         self._closed = True
 
+    async def discard_after(self, graph: str) -> Event:
+        """What peers know of this graph beyond its end is to stay away (PROTOCOL 4.12)."""
+        async with self.transaction(graph, write=True) as tx:
+            return await run(discard(wall_clock()), tx)
+
     def copy(self) -> MemoryStore:
         """An open store of its own with the same commits: what a backup, or a restart after a crash, would hold.
 
@@ -110,6 +118,7 @@ class _Graph:
         self.lock = threading.Lock()  # held for single steps, so that a reader never sees a dict half changed
         self.head = Head(epoch=epoch)
         self.devices: dict[str, Device] = {}  # replaced, never changed, so that a reader keeps its own
+        self.events: tuple[Event, ...] = ()
         self.log: list[Row] = []
         self.seqs: dict[tuple[Kind, str], list[int]] = {}
         self.versions: dict[tuple[Kind, str, str], int] = {}
@@ -124,6 +133,7 @@ class _Graph:
                 other.add(_seen(row, self.head.seq))
             other.head = self.head
             other.devices = self.devices
+            other.events = self.events
         return other
 
     def add(self, row: Row) -> None:
@@ -171,6 +181,7 @@ class _Transaction(BaseTransaction):
         with self._in.lock:
             self._before = self._in.head
             self._durable = self._in.devices
+            self._events = self._in.events
             self._documents = self._now_documents()
             return self._before
 
@@ -179,6 +190,7 @@ class _Transaction(BaseTransaction):
             with self._in.lock:
                 self._in.head = self._head
                 self._in.devices = self._durable
+                self._in.events = self._events
             self._in.gate.leave()
 
     def _rollback(self) -> None:
@@ -203,6 +215,7 @@ class _Transaction(BaseTransaction):
                 graph.add(row)
         if writes.device is not None:
             self._durable = {**self._durable, writes.device[0]: writes.device[1]}
+        self._events = remembered(self._events, writes.events)
 
     def _check(self, writes: Writes) -> None:
         """What only the rows that are held can tell. Raises before anything is applied."""
@@ -233,6 +246,7 @@ class _Transaction(BaseTransaction):
             return Held(
                 head=self._head,
                 device=self._durable.get(reads.device) if reads.device is not None else None,
+                events=self._events if reads.events else (),
                 documents={name: self._documents.get(name, Document()) for name in reads.documents},
                 **self._by_key(reads, at, end),
                 **self._in_order(reads, at, end),
@@ -276,6 +290,10 @@ class _Transaction(BaseTransaction):
             answer["stamp_seq"] = bisect_right(graph.log, reads.stamp, hi=end, key=attrgetter("stamp"))
         if reads.span is not None:
             answer["span"] = self._span(reads.span, at, end)
+        if reads.seqs:
+            answer["seqs"] = {seq: _seen(graph.log[seq - 1], end) for seq in reads.seqs if 0 < seq <= end}
+        if reads.lines is not None:
+            answer["lines"] = self._lines(reads.lines, at)
         if reads.listing:
             rows = self._span(Span(after=0, upto=end, kind="entity"), at, end)
             listed = sorted((row.id, row.version) for row in rows if row.id > reads.listing_after)
@@ -309,6 +327,10 @@ class _Transaction(BaseTransaction):
                 rows.append(_seen(row, end))
                 size += len(row.body)
         return tuple(rows)
+
+    def _lines(self, span: Span, at: int) -> tuple[Line, ...]:
+        rows = self._in.log[max(span.after, 0) : max(min(span.upto, at), 0)][: span.rows]
+        return tuple(Line(row.seq, row.kind, row.id, row.until is None or row.until > at, row.hash) for row in rows)
 
 
 def _wanted(row: Row, span: Span) -> bool:

@@ -20,96 +20,20 @@ from pathlib import Path
 from string import Template
 from typing import Any, Final
 
+import msgspec
 from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
-from ..model import Device, Document, Head, Held, Reads, Row, Span, Writes
-from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints
+from ..model import Device, Document, Event, Head, Held, Line, Reads, Row, Span, Writes
+from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints
 from .commits import SHARE_MS, Commits, Shared
+from .journal import Journal
+from .keeper import Committed, Keeper
 from .memory import random_epoch
-
-#: Marks the file as ours, so that another application's file is never touched: "Inbt".
-APPLICATION_ID: Final = 0x496E6274
-SCHEMA_VERSION: Final = 3
-
-#: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
-FOREVER: Final = 2**63 - 1
+from .schema import FOREVER, prepare
 
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
 KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
-
-_INDEXES: Final = f"""
-CREATE INDEX log_type ON log (graph, entity_type, until, seq) WHERE kind = 'entity';
-CREATE INDEX log_listing ON log (graph, id, version) WHERE until = {FOREVER} AND kind = 'entity';
-"""
-_DOCUMENTS: Final = """
-CREATE TABLE documents (
-    name TEXT NOT NULL PRIMARY KEY,
-    revision INTEGER NOT NULL,
-    body BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
-"""
-
-# The graph leads every key: no query can reach a row of another one (PROTOCOL 7.1). `log_version` and `log_until`
-# are rules as well: a row version is stored once, and an id has one current row.
-SCHEMA: Final = f"""
-CREATE TABLE graphs (
-    graph INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    epoch TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    chain BLOB NOT NULL,
-    stamp INTEGER NOT NULL,
-    digest BLOB NOT NULL
-) STRICT;
-CREATE TABLE log (
-    graph INTEGER NOT NULL REFERENCES graphs,
-    kind TEXT NOT NULL,
-    id TEXT NOT NULL,
-    version TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    until INTEGER NOT NULL,
-    stamp INTEGER NOT NULL,
-    edit INTEGER NOT NULL,
-    timed INTEGER NOT NULL,
-    rise INTEGER NOT NULL,
-    born INTEGER NOT NULL,
-    deleted INTEGER NOT NULL,
-    entity_type TEXT NOT NULL,
-    user_id TEXT NOT NULL,
-    from_id TEXT NOT NULL,
-    to_id TEXT NOT NULL,
-    hash BLOB NOT NULL,
-    chain BLOB NOT NULL,
-    body BLOB NOT NULL,
-    PRIMARY KEY (graph, seq)
-) STRICT;
-CREATE UNIQUE INDEX log_version ON log (graph, kind, id, version);
-CREATE UNIQUE INDEX log_until ON log (graph, kind, id, until);
-CREATE INDEX log_from ON log (graph, from_id, until) WHERE kind = 'edge';
-CREATE INDEX log_to ON log (graph, to_id, until) WHERE kind = 'edge';
-{_INDEXES}
-CREATE INDEX log_current ON log (graph, seq) WHERE until = {FOREVER};
-CREATE TABLE devices (
-    graph INTEGER NOT NULL REFERENCES graphs,
-    device TEXT NOT NULL,
-    served INTEGER NOT NULL,
-    acked INTEGER NOT NULL,
-    mark TEXT NOT NULL,
-    PRIMARY KEY (graph, device)
-) STRICT, WITHOUT ROWID;
-{_DOCUMENTS}
-PRAGMA application_id = {APPLICATION_ID};
-"""
-
-#: What makes the next schema of each one that a file may have.
-UPGRADES: Final = {
-    1: _DOCUMENTS,
-    2: f"""
-DROP INDEX log_type;
-{_INDEXES}
-""",
-}
 
 SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
@@ -131,20 +55,29 @@ def _sql(statement: str, **parts: str) -> str:
     )
 
 
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, str | int]).decode
+
 _INSERT = _sql("INSERT INTO log ($row, graph) VALUES ($marks, ?)")
 _CLOSE = _sql("UPDATE log SET until = ? WHERE graph = ? AND seq = ? AND until = $forever")
 _SET_HEAD = "UPDATE graphs SET epoch = ?, seq = ?, chain = ?, stamp = ?, digest = ? WHERE graph = ?"
 _SET_DEVICE = (
-    "INSERT INTO devices (graph, device, served, acked, mark) VALUES (?, ?, ?, ?, ?)"
-    " ON CONFLICT (graph, device)"
-    " DO UPDATE SET served = excluded.served, acked = excluded.acked, mark = excluded.mark"
+    "INSERT INTO devices (graph, device, served, acked, mark, pushed) VALUES (?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (graph, device) DO UPDATE"
+    " SET served = excluded.served, acked = excluded.acked, mark = excluded.mark, pushed = excluded.pushed"
 )
 _ADD_GRAPH = (
-    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest) VALUES (?, ?, 0, zeroblob(16), 0, zeroblob(32))"
-    " ON CONFLICT (name) DO NOTHING"
+    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest, birth)"
+    " VALUES (?1, ?2, 0, zeroblob(16), 0, zeroblob(32), ?2) ON CONFLICT (name) DO NOTHING"
 )
-_HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
-_DEVICE = "SELECT served, acked, mark FROM devices WHERE graph = ? AND device = ?"
+_HEAD = "SELECT graph, birth, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
+_DEVICE = "SELECT served, acked, mark, pushed FROM devices WHERE graph = ? AND device = ?"
+_ADD_EVENT = "INSERT OR REPLACE INTO events (graph, kind, key, at, told) VALUES (?, ?, ?, ?, ?)"
+_FORGET_EVENTS = (
+    "DELETE FROM events WHERE graph = ?1 AND kind = ?2"
+    " AND n NOT IN (SELECT n FROM events WHERE graph = ?1 AND kind = ?2 ORDER BY n DESC LIMIT ?3)"
+)
+_EVENTS_OF = "SELECT kind, key, at, told FROM events WHERE graph = ? ORDER BY n"
 _STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
 _DOCUMENT = "SELECT revision, body FROM documents WHERE name = ?"
 _ADD_DOCUMENT = "INSERT INTO documents (body, name, revision) VALUES (?, ?, ? + 1) ON CONFLICT (name) DO NOTHING"
@@ -165,6 +98,8 @@ _BY_VERSION = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_versi
 _HISTORY = _sql("""SELECT $row FROM asked CROSS JOIN log INDEXED BY log_version
     ON graph = ? AND kind = k1 AND id = k2""")
 _CHAINS = "SELECT seq, chain FROM asked CROSS JOIN log ON graph = ? AND seq = k1"
+_BY_SEQ = _sql("SELECT $row FROM asked CROSS JOIN log ON graph = ? AND seq = k1")
+_LINES = "SELECT seq, kind, id, until > ?, hash FROM log WHERE graph = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
 
 # What names every current entity, by id, is read from an index that holds nothing else.
 _LISTING_NOW = _sql("""SELECT id, version FROM log INDEXED BY log_listing
@@ -245,10 +180,15 @@ class SqliteStore:
         share_ms: how long a writer may have to wait for others with which it shares a commit; 0 for a commit each.
         device_hints_max: how many devices' hints are kept in memory.
         on_connect: called with each new connection after the settings, to change them or to watch.
+        journal: a journal or its folder, where every commit is written once more before it is acknowledged, and from
+            which a file that was set back gets what it lacks; True for ``.journal`` beside the file, False for none.
+        heads: whether the ends of logs are kept in ``.heads`` beside the file, so that its being set back is noticed.
+        discard: the file was set back on purpose: what came after it is to stay away (PROTOCOL 4.12).
 
     Raises:
         StoreCorrupt: the file is no SQLite database, or a damaged one.
-        StoreError: the file belongs to another application or to a newer release, or cannot be opened.
+        StoreError: the file belongs to another application or to a newer release, or cannot be opened; or the journal
+            is of another database.
     """
 
     def __init__(
@@ -260,12 +200,38 @@ class SqliteStore:
         share_ms: int = SHARE_MS,
         device_hints_max: int = DEVICE_HINTS_MAX,
         on_connect: Callable[[sqlite3.Connection], object] | None = None,
+        journal: Journal | str | os.PathLike[str] | bool = True,
+        heads: bool = True,
+        discard: bool = False,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
+        file = Path(path).absolute()
         self._hints = DeviceHints(device_hints_max)
-        self._file = _File(Path(path).absolute(), epochs, busy_timeout_ms, share_ms, on_connect)
+        self._file = _File(file, epochs, busy_timeout_ms, share_ms, on_connect)
         self._file.open()
+        if isinstance(journal, bool):
+            kept = Journal(file.with_name(f"{file.name}.journal")) if journal else None
+        else:
+            kept = journal if isinstance(journal, Journal) else Journal(journal)
+        self._keeper = Keeper(self, file, self._file.lent, journal=kept, heads=heads)
+        self._file.commits.committed = self._keeper.committed
+        try:
+            self._keeper.start(discard=discard)
+        except BaseException:
+            self._file.close()
+            self._keeper.close()
+            raise
+
+    @property
+    def happened(self) -> tuple[tuple[str, Event], ...]:
+        """What was found out about the file when it was opened, by graph: that it was set back, and what came back."""
+        return tuple(self._keeper.happened)
+
+    async def discard_after(self, graph: str) -> Event | None:
+        """What the journal or any peer knows of `graph` beyond its end is to stay away: it was set back on purpose
+        (PROTOCOL 4.12). None if there is no such graph here."""
+        return await self._keeper.discard(graph)
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
@@ -285,6 +251,7 @@ class SqliteStore:
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
         self._file.close()
+        self._keeper.close()
 
 
 #: Closing any descriptor of a file drops all POSIX locks that the process has on it, so a file is made by one thread
@@ -336,7 +303,7 @@ class _File:
         with _border("open the store"):
             connection = self._connect()
             try:
-                _prepare(connection)
+                prepare(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -403,38 +370,6 @@ class _File:
         return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    # Looked at before anything is changed: the file may be somebody else's.
-    connection.execute("BEGIN")
-    found = _schema(connection)
-    connection.execute("COMMIT")
-    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
-    if found == SCHEMA_VERSION:
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    found = _schema(connection)  # another process may have been faster
-    steps = [SCHEMA] if found == 0 else [UPGRADES[step] for step in range(found, SCHEMA_VERSION)]
-    for statement in "".join(steps).split(";"):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
-
-
-def _schema(connection: sqlite3.Connection) -> int:
-    """Which schema the file has; 0 if it is empty. Raises `StoreError` if it is not ours, or of a newer release."""
-    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    [application] = connection.execute("PRAGMA application_id").fetchone()
-    version = _schema(connection)
-    if (application, version, objects) == (0, 0, 0):
-        return 0
-    if application != APPLICATION_ID:
-        raise StoreError(f"expected a file of Inbetweenies ({APPLICATION_ID:#x}); got one of another application")
-    if not 1 <= version <= SCHEMA_VERSION:
-        raise StoreError(f"expected a file with schema 1 to {SCHEMA_VERSION}; got {version}, of another release")
-    return int(version)
-
-
 def _document(connection: sqlite3.Connection, name: str) -> Document:
     found = connection.execute(_DOCUMENT, (name,)).fetchone()
     return Document() if found is None else Document(revision=found[0], body=found[1])
@@ -457,6 +392,7 @@ class _Transaction(BaseTransaction):
         self._shared: Shared
         self._sound = False  # until it has begun
         self._wrote = False
+        self._written: list[Writes] = []
 
     # its course
 
@@ -472,6 +408,7 @@ class _Transaction(BaseTransaction):
             if not self.writable:
                 self._connection.execute("BEGIN")
             head = self._find_head() or self._first_head()
+            self._before = head.cursor
             undo.pop_all()
         self._sound = True
         return head
@@ -481,7 +418,7 @@ class _Transaction(BaseTransaction):
         found = self._connection.execute(_HEAD, (self.graph,)).fetchone()
         if found is None:
             return None
-        self._key, epoch, seq, chain, stamp, digest = found
+        self._key, self._birth, epoch, seq, chain, stamp, digest = found
         return Head(epoch=epoch, seq=seq, chain=chain, stamp=stamp, digest=int.from_bytes(digest, "big"))
 
     def _first_head(self) -> Head:
@@ -503,6 +440,8 @@ class _Transaction(BaseTransaction):
 
     def _commit(self) -> None:
         if self.writable:
+            if self._written:
+                self._shared.written.append(self._committed())
             self._file.commits.done(self._shared)
             return
         try:
@@ -513,6 +452,15 @@ class _Transaction(BaseTransaction):
             raise
         finally:
             self._rollback()
+
+    def _committed(self) -> Committed:
+        return Committed(
+            graph=self.graph,
+            birth=self._birth,
+            before=self._before,
+            head=self._head,
+            writes=tuple(self._written),
+        )
 
     def _rollback(self) -> None:
         if self.writable:
@@ -530,6 +478,7 @@ class _Transaction(BaseTransaction):
     def _apply(self, writes: Writes) -> None:
         key, run = self._key, self._connection
         self._wrote = True
+        self._written.append(writes)
         with self._border("write"):
             if writes.closed:
                 # Before the new rows come: the old one must have made room for the next current row of its id.
@@ -546,7 +495,10 @@ class _Transaction(BaseTransaction):
                 run.execute(_SET_HEAD, (new.epoch, new.seq, new.chain, new.stamp, digest, key))
             if writes.device is not None:
                 device, value = writes.device
-                run.execute(_SET_DEVICE, (key, device, value.served, value.acked, value.mark))
+                run.execute(_SET_DEVICE, (key, device, *astuple(value)))
+            for event in writes.events:
+                run.execute(_ADD_EVENT, (key, event.kind, event.key, event.at, _encode(event.told).decode()))
+                run.execute(_FORGET_EVENTS, (key, event.kind, EVENTS_MAX))
 
     @contextmanager
     def _border(self, doing: str) -> Iterator[None]:
@@ -592,11 +544,25 @@ class _Transaction(BaseTransaction):
         if reads.edges_to:
             found = _grouped(self._rows(_BY_TO, _single(reads.edges_to), seen), "to_id", "id")
             answer["edges_to"] = {id_: found.get(id_, ()) for id_ in reads.edges_to}
+        return answer | self._beside(reads)
+
+    def _beside(self, reads: Reads) -> dict[str, Any]:
+        """What is no row found by what it is."""
+        key = (self._key,)
+        answer: dict[str, Any] = {}
         if reads.device is not None:
-            for served, acked, mark in self._connection.execute(_DEVICE, (self._key, reads.device)):
-                answer["device"] = Device(served=served, acked=acked, mark=mark)
+            for served, acked, mark, pushed in self._connection.execute(_DEVICE, (self._key, reads.device)):
+                answer["device"] = Device(served=served, acked=acked, mark=mark, pushed=pushed)
         if reads.documents:
             answer["documents"] = {name: _document(self._connection, name) for name in reads.documents}
+        if reads.seqs:
+            rows = self._rows(_BY_SEQ, _single(reads.seqs), key)
+            answer["seqs"] = {row.seq: row for row in rows}
+        if reads.events:
+            answer["events"] = tuple(
+                Event(kind=kind, key=name, at=when, told=_decode(told))
+                for kind, name, when, told in self._connection.execute(_EVENTS_OF, key)
+            )
         return answer
 
     def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
@@ -614,6 +580,11 @@ class _Transaction(BaseTransaction):
             answer["stamp_seq"] = self._stamp_seq(reads.stamp)
         if reads.span is not None:
             answer["span"] = tuple(self._spanned(reads.span, at, end))
+        if reads.lines is not None:
+            after, upto = max(min(reads.lines.after, end), 0), max(min(reads.lines.upto, at), 0)
+            most = -1 if reads.lines.rows is None else reads.lines.rows
+            found = run(_LINES, (at, key, after, upto, most))
+            answer["lines"] = tuple(Line(seq, kind, id_, now == 1, hash_) for seq, kind, id_, now, hash_ in found)
         if reads.listing:
             most = -1 if reads.listing_rows is None else reads.listing_rows
             query = _LISTING_NOW if at == end else _LISTING_THEN
@@ -709,12 +680,13 @@ def _built(cursor: Iterable[tuple[Any, ...]]) -> list[Row]:
             user_id=user_id,
             from_id=from_id,
             to_id=to_id,
+            via=via,
             hash=hash_,
             chain=chain,
             body=body,
         )
         for (
             kind, id_, version, seq, until, stamp, edit, timed, rise, born, deleted,
-            entity_type, user_id, from_id, to_id, hash_, chain, body,
+            entity_type, user_id, from_id, to_id, via, hash_, chain, body,
         ) in cursor
     ]  # fmt: skip

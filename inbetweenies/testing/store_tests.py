@@ -29,9 +29,11 @@ from ..model import (
     EMPTY,
     Device,
     Entity,
+    Event,
     Head,
     Held,
     Kind,
+    Line,
     Reads,
     Relationship,
     Row,
@@ -43,7 +45,7 @@ from ..model import (
     row_hash,
 )
 from ..store import Store, Transaction
-from ..stores import MemoryStore
+from ..stores import EVENTS_MAX, MemoryStore
 from .document_tests import DocumentTests
 
 T = TypeVar("T")
@@ -127,6 +129,7 @@ def log_of(head: Head, current: dict[tuple[Kind, str], Row], puts: tuple[Put, ..
             user_id=f"user{seq % 5}",
             from_id=put.from_id,
             to_id=put.to_id,
+            via="tablet" if seq % 7 == 0 else "",
             hash=hash_,
             chain=next_chain(head.chain, hash_),
             body=body,
@@ -218,6 +221,9 @@ def everything(ids: tuple[str, ...], *, as_of: int | None = None) -> Reads:
         device="phone",
         span=Span(after=0, upto=2**53 - 1),
         listing=True,
+        seqs=tuple(range(-1, 100)),
+        lines=Span(after=0, upto=2**53 - 1),
+        events=True,
         as_of=as_of,
     )
 
@@ -905,6 +911,74 @@ class StoreTests(DocumentTests):
 
                     assert expected == list(self.run(read(store, "g", part)).listing)
 
+    def test_rows_are_found_by_where_they_stand_in_the_log(self, store: Store) -> None:
+        rows = self.run(commit(store, "g", entity("e1"), entity("e1"), *(entity(f"f{number}") for number in range(8))))
+        held = self.run(read(store, "g", Reads(seqs=(0, -1, 1, 3, 3, 10, 11, 2**53 - 1))))
+
+        assert {1: rows[0], 3: rows[2], 10: rows[9]} == held.seqs
+        assert (2, "tablet") == (held.seqs[1].until, rows[6].via)
+
+    @pytest.mark.parametrize(("after", "upto", "most"), [(0, 9, None), (-3, 2**53 - 1, 100), (1, 4, 2), (3, 2, None)])
+    def test_lines_tell_every_row_of_a_span_and_whether_it_is_current(
+        self, store: Store, after: int, upto: int, most: int | None
+    ) -> None:
+        rows = self.run(
+            commit(store, "g", entity("e1"), edge("x", None, "e1", "e1"), entity("e1"), entity("e2", current=False))
+        )
+        lines = [Line(row.seq, row.kind, row.id, row.until is None, row.hash) for row in rows]
+        span = Span(after=after, upto=upto, rows=most)
+
+        assert tuple(lines[max(after, 0) : upto][:most]) == self.run(read(store, "g", Reads(lines=span))).lines
+        then = self.run(read(store, "g", Reads(lines=span, as_of=1))).lines
+        assert tuple([Line(1, "entity", "e1", True, rows[0].hash)][max(after, 0) : upto][:most]) == then
+
+    # events
+
+    def test_events_are_kept_with_the_commit_that_they_belong_to(self, store: Store) -> None:
+        first = Event(kind="fork", key="a>b", at=5, told={"old": "a", "seq": 7})
+        second = Event(kind="offer", key="phone", at=6)
+
+        async def script() -> tuple[Event, ...]:
+            async with store.transaction("g", write=True) as tx:
+                await tx.write(replace(await planned(tx, entity("e1")), events=(first,)))
+                await tx.write(Writes(events=(second,)))
+                inside = (await tx.read(Reads(events=True))).events
+            with suppress(Undo):
+                async with store.transaction("g", write=True) as tx:
+                    await tx.write(Writes(events=(Event(kind="fork", key="b>c", at=9),)))
+                    raise Undo
+            return inside
+
+        inside = self.run(script())
+        assert (first, second) == inside == self.run(read(store, "g", Reads(events=True))).events
+        assert () == self.run(read(store, "other", Reads(events=True))).events
+        assert () == self.run(read(store, "g", Reads())).events
+
+    def test_an_event_takes_the_place_of_the_one_of_its_kind_and_key_and_the_oldest_are_forgotten(
+        self, store: Store
+    ) -> None:
+        async def script() -> None:
+            for number in range(EVENTS_MAX + 2):
+                async with store.transaction("g", write=True) as tx:
+                    fork = Event(kind="fork", key=str(number), at=number)
+                    await tx.write(Writes(events=(fork, Event(kind="offer", key="phone", at=number))))
+
+        self.run(script())
+        events = self.run(read(store, "g", Reads(events=True))).events
+
+        assert list(range(2, EVENTS_MAX + 2)) == [event.at for event in events if event.kind == "fork"]
+        assert [EVENTS_MAX + 1] == [event.at for event in events if event.kind == "offer"]
+        assert ["fork", "offer"] == [event.kind for event in events[-2:]]
+
+    def test_a_reader_writes_no_event(self, store: Store) -> None:
+        async def script() -> None:
+            async with store.transaction("g", write=False) as tx:
+                await tx.write(Writes(events=(Event(kind="fork", key="", at=0),)))
+
+        with pytest.raises(LocalProtocolError):
+            self.run(script())
+        assert () == self.run(read(store, "g", Reads(events=True))).events
+
     @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 511, 512, 513, 1_600])
     def test_any_number_of_things_can_be_asked_for_at_once(self, store: Store, count: int) -> None:
         ids = tuple(f"e{number}" for number in range(count))
@@ -963,6 +1037,10 @@ class StoreTests(DocumentTests):
             Device(served=6, acked=4, mark="m6"),
         ] == seen
         assert Device(served=7) == self.run(read(store, "g", Reads(device="tablet"))).device
+        # A hint says nothing of pushes: those are only counted by who writes.
+        self.run(_remember(store, "phone", Device(pushed="i:2:b"), write=True))
+        self.run(_remember(store, "phone", Device(served=8, pushed="i:1:a"), write=False))
+        assert Device(served=8, pushed="i:2:b") == self.run(read(store, "g", Reads(device="phone"))).device
         # A durable row is newer than any hint before it.
         self.run(_remember(store, "phone", Device(served=1, acked=1), write=True))
         assert Device(served=1, acked=1) == self.run(read(store, "g", Reads(device="phone"))).device
@@ -1034,7 +1112,20 @@ _types = st.sampled_from(["device", "room"])
 _seqs = st.integers(0, 30)
 _devices = st.tuples(
     st.sampled_from(["phone", "tablet"]),
-    st.builds(Device, served=_seqs, acked=_seqs, mark=st.sampled_from(["", "a", "b"])),
+    st.builds(
+        Device,
+        served=_seqs,
+        acked=_seqs,
+        mark=st.sampled_from(["", "a", "b"]),
+        pushed=st.sampled_from(["", "i:1:a", "i:2:b"]),
+    ),
+)
+_events = st.builds(
+    Event,
+    kind=st.sampled_from(["fork", "offer"]),
+    key=st.sampled_from(["", "a", "é"]),
+    at=_seqs,
+    told=st.dictionaries(st.sampled_from(["old", "seq"]), st.integers(-(2**60), 2**60) | st.text(), max_size=2),
 )
 _puts = st.builds(
     Put,
@@ -1075,6 +1166,9 @@ _reads = st.builds(
     listing=st.booleans(),
     listing_after=st.just("") | _ids,
     listing_rows=st.none() | st.integers(0, 5),
+    seqs=st.lists(_seqs, max_size=3).map(tuple),
+    lines=st.none() | st.builds(Span, after=_seqs, upto=_seqs, rows=st.none() | st.integers(0, 5)),
+    events=st.booleans(),
     as_of=st.none() | _seqs,
     documents=st.lists(st.sampled_from(["flags", "plan"]), max_size=2).map(tuple),
 )
@@ -1120,16 +1214,24 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         graph=_graphs,
-        steps=st.lists(st.tuples(st.lists(_puts, max_size=4), st.none() | _devices, _reads), max_size=3),
+        steps=st.lists(
+            st.tuples(st.lists(_puts, max_size=4), st.none() | _devices, st.none() | _events, _reads), max_size=3
+        ),
         undo=st.booleans(),
     )
-    def write(self, graph: str, steps: list[tuple[list[Put], tuple[str, Device] | None, Reads]], undo: bool) -> None:
+    def write(
+        self,
+        graph: str,
+        steps: list[tuple[list[Put], tuple[str, Device] | None, Event | None, Reads]],
+        undo: bool,
+    ) -> None:
         async def script(store: Store) -> list[Any]:
             answers: list[Any] = []
             try:
                 async with store.transaction(graph, write=True) as tx:
-                    for puts, device, reads in steps:
-                        await tx.write(replace(await planned(tx, *puts), device=device))
+                    for puts, device, event, reads in steps:
+                        events = () if event is None else (event,)
+                        await tx.write(replace(await planned(tx, *puts), device=device, events=events))
                         answers.append(await tx.read(reads))
                     _undo(undo)
             except (Undo, LocalProtocolError) as error:

@@ -11,11 +11,12 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from .. import rewind
 from ..errors import RemoteProtocolError
 from ..limits import Limits, canonical, checked_decode
 from ..model import (
@@ -31,7 +32,9 @@ from ..model import (
     Entity,
     Kind,
     Outcome,
+    Part,
     Plan,
+    Pushes,
     Reads,
     Refused,
     Relationship,
@@ -41,6 +44,7 @@ from ..model import (
     Telling,
     edge_version,
     format_time,
+    keys_of,
     parse_cursor,
     parse_time,
 )
@@ -48,14 +52,19 @@ from ..pieces import Told, piece, together
 from . import Changes, Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
-FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
+FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE})
 PATH: Final = "/api/v1/sync/"
+
+#: What a request says that is not said again by the one that goes on from it.
+_OF_ONE_MESSAGE: Final = frozenset("cursor filters request_id witness locate common skip want compare pushes".split())
 
 #: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
 _CUT: Final = re.compile(r".*\.[0-9]{3}Z", re.ASCII)
 
 SyncType = Literal["full", "delta", "entities", "relationships"]
 ChangeType = Literal["create", "update", "delete"]
+Seq = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
+Label = Annotated[str, Meta(max_length=128)]  # what is stored or echoed, and read by programs only
 
 
 # --- messages -----------------------------------------------------------------------------------------------------
@@ -97,6 +106,8 @@ class ChangeIn(Struct, kw_only=True, gc=False):
     change_type: ChangeType
     entity: EntityIn | None = None
     relationships: tuple[RelationshipIn, ...] = ()
+    offered: bool = False
+    aside: bool = False
 
 
 class VectorClock(Struct, kw_only=True):
@@ -126,6 +137,14 @@ class Request(Struct, kw_only=True):
     filters: Filters | None = None
     features: tuple[str, ...] = ()
     page_rows: int | None = None
+    request_id: Label | None = None
+    witness: str | None = None
+    locate: tuple[str, ...] | None = None
+    common: str | None = None
+    skip: tuple[tuple[Seq, Seq], ...] = ()
+    want: tuple[Seq, ...] = ()
+    compare: tuple[str, ...] = ()
+    pushes: Pushes | None = None
 
 
 class StrictRequest(Request, kw_only=True, forbid_unknown_fields=True):
@@ -141,6 +160,8 @@ class ChangeOut(Struct, kw_only=True, gc=False):
     change_type: ChangeType
     entity: Raw | None
     relationships: list[Raw]
+    offered: bool | UnsetType = UNSET
+    aside: bool | UnsetType = UNSET
 
 
 class SyncStats(Struct, kw_only=True):
@@ -203,6 +224,13 @@ class Response(Struct, kw_only=True):
     digest: str | UnsetType = UNSET
     head: str | UnsetType = UNSET
     features: list[str] | UnsetType = UNSET
+    request_id: str | UnsetType = UNSET
+    taken: bytes | UnsetType = UNSET
+    common: str | UnsetType | None = UNSET
+    listing: bytes | UnsetType = UNSET
+    discarded: bool | UnsetType = UNSET
+    parts: tuple[Part, ...] | UnsetType = UNSET
+    device_forked: bool | UnsetType = UNSET
     negotiation: Negotiation | UnsetType = UNSET
 
 
@@ -223,6 +251,13 @@ class ResponseIn(Struct, kw_only=True):
     digest: str | None = None
     head: str | None = None
     features: tuple[str, ...] = ()
+    request_id: str | None = None
+    taken: bytes = b""
+    common: str | None = None
+    listing: bytes | None = None
+    discarded: bool = False
+    parts: tuple[Part, ...] = ()
+    device_forked: bool = False
 
 
 class _Ended(Struct, kw_only=True):
@@ -232,7 +267,10 @@ class _Ended(Struct, kw_only=True):
     server_time: str
     cursor: str | None = None
     more: bool = False
+    resync: bool = False
     features: tuple[str, ...] = ()
+    listing: Raw | UnsetType = UNSET
+    parts: Raw | UnsetType = UNSET
 
 
 class EntityOut(Struct, kw_only=True):
@@ -333,6 +371,8 @@ def _changes(changes: Iterable[ChangeIn], user: str) -> tuple[Change, ...]:
             relationships=tuple([_relationship(edge, user) for edge in change.relationships]),
             delete=change.change_type == "delete",
             pointer=f"/changes/{index}",
+            offered=change.offered,
+            aside=keys_of(change.entity, change.relationships) if change.offered and change.aside else frozenset(),
         )
         for index, change in enumerate(changes)
     )
@@ -391,6 +431,21 @@ def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None
     )
 
 
+def _with_witness(message: Request, request: SyncRequest) -> SyncRequest:
+    """PROTOCOL 9.10: what only peers with a witness can say. What is no place of any log of ours says nothing."""
+    places = None if message.locate is None else [parse_cursor(place) for place in message.locate]
+    return msgspec.structs.replace(
+        request,
+        witness=None if message.witness is None else parse_cursor(message.witness),
+        locate=None if places is None else tuple(place for place in places if place is not None),
+        common=None if message.common is None else parse_cursor(message.common),
+        skip=message.skip,
+        want=message.want,
+        compare=message.compare,
+        pushes=message.pushes,
+    )
+
+
 # --- the digest of the deployed server ----------------------------------------------------------------------------
 
 _LISTING_ROWS: Final = 1_000  # so that what is held of a listing does not grow with the graph
@@ -421,9 +476,9 @@ def _state_digest(response: SyncResponse) -> Plan[str]:
 # --- from the model -----------------------------------------------------------------------------------------------
 
 
-def _settled(response: SyncResponse, kind: Kind) -> list[str]:
+def _settled(acks: Iterable[Ack], response: SyncResponse, kind: Kind) -> list[str]:
     """PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state."""
-    ids = dict.fromkeys(ack.id for ack in response.acks if ack.kind == kind)
+    ids = dict.fromkeys(ack.id for ack in acks if ack.kind == kind)
     return [id_ for id_ in ids if (kind, id_) not in response.open] if response.open else list(ids)
 
 
@@ -474,7 +529,7 @@ class V2:
         # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing comes later in it
         # (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
         cut = isinstance(filters.since, str) and _CUT.fullmatch(filters.since)
-        return SyncRequest(
+        request = SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
             changes=_changes(message.changes, message.user_id),
@@ -489,6 +544,7 @@ class V2:
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
             modified_by=None if filters.modified_by is None else frozenset(filters.modified_by),
         )
+        return _with_witness(message, request) if rewind.FEATURE in features else request
 
     def down(
         self,
@@ -498,10 +554,13 @@ class V2:
         limits: Limits,
         negotiation: Negotiation | UnsetType = UNSET,
     ) -> Telling:
-        """PROTOCOL 9.5. A whole answer is told in pieces as large as a page."""
+        """PROTOCOL 9.5, and 9.10 for those who ask for it. A whole answer is told in pieces as large as a page."""
         modern = bool(message.features)
-        applied, edges = _settled(response, "entity"), _settled(response, "edge")
+        watched = rewind.FEATURE in message.features
+        acks = [ack for ack in response.acks if (ack.kind, ack.id, ack.version) not in response.taken]
+        applied, edges = _settled(acks, response, "entity"), _settled(acks, response, "edge")
         digest = None if modern else (yield from _state_digest(response))
+        located = response.located
         answer = _encode(
             Response(
                 protocol_version=NAME,
@@ -520,12 +579,19 @@ class V2:
                 applied=applied,
                 applied_relationships=edges,
                 refused=list(response.refused) or UNSET,
-                acks=list(response.acks) if modern else UNSET,
+                acks=acks if modern else UNSET,
                 more=response.more if modern else UNSET,
                 resync=response.resync if modern else UNSET,
                 digest=response.head.digest_hex if modern else UNSET,
                 head=str(response.head.cursor) if modern and response.more else UNSET,
-                features=sorted(FEATURES) if modern else UNSET,
+                features=sorted(FEATURES if watched else FEATURES - {rewind.FEATURE}) if modern else UNSET,
+                request_id=message.request_id if watched and message.request_id is not None else UNSET,
+                taken=b"".join([rewind.short(hash_) for hash_ in response.taken.values()]) or UNSET,
+                common=UNSET if located is None else None if located.common is None else str(located.common),
+                listing=UNSET if located is None else located.listing,
+                discarded=UNSET if located is None or not located.discarded else True,
+                parts=UNSET if response.parts is None else response.parts,
+                device_forked=response.device_forked or UNSET,
                 negotiation=negotiation,
             )
         )
@@ -543,7 +609,9 @@ class V2:
         """PROTOCOL 5.18: the same again, from where `answer` ended and without its changes."""
         asked: dict[str, Any] = checked_decode(_any, body)
         told: _Ended = checked_decode(_ended, answer)
-        request = {name: value for name, value in asked.items() if name not in ("cursor", "filters")}
+        if told.listing is not UNSET or told.parts is not UNSET or (told.resync and rewind.FEATURE in told.features):
+            return None  # it tells no rows; its peer has yet to find out where it stands
+        request = {name: value for name, value in asked.items() if name not in _OF_ONE_MESSAGE}
         filters = {name: value for name, value in (asked.get("filters") or {}).items() if name != "since"}
         if told.features:
             request["cursor"] = told.cursor
@@ -580,6 +648,12 @@ class V2:
             message["page_rows"] = ask.page_rows
         if ask.offer:
             message["supported_versions"] = ask.offer
+        if ask.request is not None:
+            message["request_id"] = ask.request
+        for name in ("witness", "locate", "common", "skip", "want", "compare", "pushes"):
+            value = getattr(ask, name)
+            if value is not None and value != ():
+                message[name] = value
         return _encode(message)
 
     def told(self, body: bytes) -> Answer:
@@ -614,6 +688,13 @@ class V2:
             digest=answer.digest,
             head=answer.head,
             features=frozenset(answer.features),
+            request=answer.request_id,
+            taken=frozenset(entry for entry, _ in rewind.entries(answer.taken)),
+            common=answer.common,
+            listing=answer.listing,
+            discarded=answer.discarded,
+            parts=answer.parts,
+            device_forked=answer.device_forked,
         )
 
 
@@ -624,6 +705,8 @@ def _change_out(change: Change) -> ChangeOut:
         change_type="delete" if change.delete else kind,
         entity=None if entity is None else Raw(_encode(entity)),
         relationships=[Raw(_encode(edge)) for edge in change.relationships],
+        offered=change.offered or UNSET,
+        aside=bool(change.aside) or UNSET,
     )
 
 

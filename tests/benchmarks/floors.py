@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blowing_off.store import LocalStore
-from inbetweenies.stores import SqliteStore, sqlite
+from inbetweenies.stores import SqliteStore, schema, sqlite
 
 from .measure import own_cpu
 
@@ -57,7 +57,7 @@ class ServerFloor:
 
     def read(self) -> float:
         """CPU seconds of one bare SELECT of all current rows in commit order; `write` must have come before."""
-        select = f"SELECT * FROM log WHERE graph = ? AND until = {sqlite.FOREVER} ORDER BY seq"
+        select = f"SELECT * FROM log WHERE graph = ? AND until = {schema.FOREVER} ORDER BY seq"
         # Each row is let go of at once: a server does not hold them all either.
         return own_cpu(lambda: deque(self._db.execute(select, (self._graphs,)), maxlen=0))
 

@@ -7,7 +7,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -30,9 +30,11 @@ from blowing_off.migration import (
     backup,
     contents,
 )
+from blowing_off.recovery import whole_of
 from blowing_off.store import LocalStore
+from inbetweenies import rewind
 from inbetweenies.errors import StoreCorrupt, StoreError, StoreFull
-from inbetweenies.replica import Absorbed, State, copy_of
+from inbetweenies.replica import Absorbed, Copy, State, copy_of
 from tests.support import NOW, at, entity
 from tests.support import run as drive
 
@@ -54,8 +56,21 @@ class OldStore(LocalStore):
     def _standing(self, db: sqlite3.Connection) -> migration.Standing:
         return migration.standing(db, self.path, 1)
 
+    def _mark(self, copies: Iterable[Copy], *, offered: bool = False) -> None:
+        for copy in copies:
+            row = whole_of(copy)
+            self._db.execute("INSERT INTO pending (kind, id, version, hash) VALUES (?, ?, ?, ?)", row)
+            self._db.execute(
+                "INSERT INTO pointers (kind, id, ours, ours_hash, round) VALUES (?, ?, ?, ?, 0)"
+                " ON CONFLICT DO UPDATE SET ours = excluded.ours, ours_hash = excluded.ours_hash",
+                row,
+            )
 
-def as_old(path: Path) -> LocalStore:
+    def waiting(self) -> list[str]:
+        return [id_ for (id_,) in self._all("SELECT id FROM pending ORDER BY n")]
+
+
+def as_old(path: Path) -> OldStore:
     if not path.exists():
         with closing(sqlite3.connect(path)) as db:
             for statement in store._SCHEMA:
@@ -178,7 +193,7 @@ def test_what_both_formats_were_told_is_there_after_going_back_and_forth(tmp_pat
     assert back is not None
     assert (FORMAT, 1) == (back.before, back.after)
     with closing(as_old(path)) as opened:
-        assert ["new"] == [item.copy.id for item in opened.pending()]
+        assert ["new"] == opened.waiting()
         write(opened, "old")
         reach(opened, 9, remembers=False)
 
@@ -196,7 +211,7 @@ def test_no_write_is_lost_however_often_the_format_changes(moves: list[str]) -> 
         written: list[str] = []
         reached: list[int] = []  # at the newest format, or where a migration found the replica
         last = None
-        for count, move in enumerate([*moves, "up"]):
+        for count, move in enumerate([*moves, "up"], 1):
             new = version(path) == FORMAT
             if move == "up":
                 LocalStore(path).close()
@@ -215,7 +230,7 @@ def test_no_write_is_lost_however_often_the_format_changes(moves: list[str]) -> 
 
         with closing(LocalStore(path)) as opened:
             assert written == [item.copy.id for item in opened.pending()]
-        kept = set(sorted(set(reached))[-migration.NEAR :])
+        kept = set(sorted(set(reached))[-rewind.NEAR :])
         assert kept <= seqs(path) <= set(reached)
 
 
@@ -530,31 +545,28 @@ def third(db: sqlite3.Connection) -> None:
 # --- checkpoints --------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(min_value=0, max_value=2**40), min_size=1, max_size=120))
+@given(st.lists(st.integers(min_value=1, max_value=2**40), min_size=1, max_size=120, unique=True).map(sorted))
 def test_places_in_the_log_are_kept_close_by_and_sparser_further_back(reached: list[int]) -> None:
     with closing(LocalStore(":memory:")) as opened:
         opened.put_state(State(device="d", user="ann", modern=True))
         for seq in reached:
             reach(opened, seq)
-        kept = sorted({seq for (seq,) in opened._all("SELECT seq FROM checkpoints")}, reverse=True)
+        kept = [place.seq for place in opened.places()]
 
-    newest = sorted(set(reached), reverse=True)
-    assert newest[: migration.NEAR] == kept[: migration.NEAR]
+    assert reached[-rewind.NEAR :] == kept[-rewind.NEAR :]
     assert set(kept) <= set(reached)
-    further = [(newest[0] - seq).bit_length() for seq in kept[migration.NEAR :]]
-    assert len(set(further)) == len(further)
+    assert len(kept) <= rewind.PLACES_KEPT
 
 
-def test_a_server_that_starts_anew_all_the_time_is_not_remembered_for_ever() -> None:
+def test_a_log_that_begins_anew_leaves_no_places_of_the_one_before() -> None:
     with closing(LocalStore(":memory:")) as opened:
         opened.put_state(State(device="d", user="ann", modern=True))
-        for count in range(50):
+        for count in range(1, 50):
             state = opened.state()
             assert state is not None
             opened.apply(Absorbed(state=replace(state, cursor=cursor(1, f"{count:x}"))), now=NOW)
-        epochs = [epoch for (epoch,) in opened._all("SELECT epoch FROM checkpoints ORDER BY n")]
 
-    assert [f"{count:x}" for count in range(50)][-migration.EPOCHS_MAX :] == epochs
+        assert [f"{49:x}"] == [place.epoch for place in opened.places()]
 
 
 def test_a_cursor_of_a_foreign_server_is_no_place_in_a_log_like_ours() -> None:

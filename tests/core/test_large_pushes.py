@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbetweenies.engine import in_order
+from inbetweenies.intake import in_order
 from inbetweenies.limits import Allowance, Limits
 from inbetweenies.model import Change, Reads, Row
 from tests.support import Server, at, entity

@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from inbetweenies import merge
-from inbetweenies.engine import check_entity
+from inbetweenies.intake import check_entity
 from inbetweenies.limits import Limits, canonical
 from inbetweenies.merge import Side
 from inbetweenies.model import Entity, Row, body_of, make_version

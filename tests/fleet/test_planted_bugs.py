@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from msgspec import Raw
 from msgspec.structs import replace
 
-from inbetweenies import engine, merge, model, replica
+from inbetweenies import engine, intake, merge, model, replica
 from inbetweenies.model import Plan, Row, SyncRequest, SyncResponse, Writes
 from inbetweenies.testing import fleet_clients
 from inbetweenies.testing.fleet import BrokenLaw, MixedFleet
@@ -160,7 +160,7 @@ def edges_before_entities(patch: pytest.MonkeyPatch) -> None:
         for refused in work.refused:
             work.ack("edge", refused.id, refused.version, "dup")
         work.refused.clear()
-        for change in engine.in_order(request.changes):
+        for change in intake.in_order(request.changes):
             if change.entity is not None:
                 work.take_entity(change, change.entity)
         return work.decision()

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies.errors import LocalProtocolError, StoreBusy
-from inbetweenies.model import Device, Document, Head, Held, Kind, Reads, Row, Span, Writes
+from inbetweenies.model import Device, Document, Event, Head, Held, Kind, Line, Reads, Row, Span, Writes
 from inbetweenies.store import Store, Transaction
 from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
 from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
@@ -23,7 +23,7 @@ class ListStore:
     """Every snapshot of a graph is a list of rows, and every question a walk over all of it."""
 
     def __init__(self) -> None:
-        self.graphs: dict[str, tuple[Head, list[Row], dict[str, Device]]] = {}
+        self.graphs: dict[str, tuple[Head, list[Row], dict[str, Device], list[Event]]] = {}
         self.hints: dict[tuple[str, str], Device] = {}
         self.documents: dict[str, Document] = {}
 
@@ -32,12 +32,13 @@ class ListStore:
 
     @asynccontextmanager
     async def block(self, graph: str, write: bool) -> AsyncIterator[Transaction]:
-        head, rows, devices = self.graphs.setdefault(graph, (Head(epoch="e"), [], {}))
-        tx = ListTransaction(head, list(rows), dict(devices), {d: h for (g, d), h in self.hints.items() if g == graph})
+        head, rows, devices, events = self.graphs.setdefault(graph, (Head(epoch="e"), [], {}, []))
+        hints = {d: h for (g, d), h in self.hints.items() if g == graph}
+        tx = ListTransaction(head, list(rows), dict(devices), hints, events)
         tx.documents = dict(self.documents)
         yield tx
         if write:
-            self.graphs[graph] = (tx.head, tx.rows, tx.devices)
+            self.graphs[graph] = (tx.head, tx.rows, tx.devices, tx.events)
             for device in tx.told:
                 self.hints.pop((graph, device), None)
         else:
@@ -63,8 +64,10 @@ class ListStore:
 
 
 class ListTransaction:
-    def __init__(self, head: Head, rows: list[Row], devices: dict[str, Device], hints: dict[str, Device]) -> None:
-        self.head, self.rows, self.devices, self.hints = head, rows, devices, hints
+    def __init__(
+        self, head: Head, rows: list[Row], devices: dict[str, Device], hints: dict[str, Device], events: list[Event]
+    ) -> None:
+        self.head, self.rows, self.devices, self.hints, self.events = head, rows, devices, hints, events
         self.told: dict[str, Device] = {}
         self.documents: dict[str, Document] = {}
 
@@ -77,13 +80,16 @@ class ListTransaction:
         self.head = writes.head or self.head
         if writes.device is not None:
             self.told[writes.device[0]] = self.devices[writes.device[0]] = writes.device[1]
+        for event in writes.events:
+            same = (event.kind, event.key)
+            self.events = [other for other in self.events if (other.kind, other.key) != same] + [event]
 
     async def read(self, reads: Reads) -> Held:
         at = self.head.seq if reads.as_of is None else reads.as_of
         seen = [row for row in self.rows if row.seq <= at and (row.until is None or row.until > at)]
         things = [row for row in seen if row.kind == "entity"]
         edges = sorted((row for row in seen if row.kind == "edge"), key=lambda row: row.id)
-        span = reads.span
+        span, lines = reads.span, reads.lines
 
         def history(kind: Kind, ids: tuple[str, ...]) -> dict[str, tuple[Row, ...]]:
             rows = [row for row in self.rows if row.kind == kind]
@@ -109,6 +115,15 @@ class ListTransaction:
             ]
             if reads.listing
             else (),
+            seqs={row.seq: row for row in self.rows if row.seq in reads.seqs},
+            lines=tuple(
+                [
+                    Line(row.seq, row.kind, row.id, row in seen, row.hash)
+                    for row in self.rows
+                    if lines and lines.after < row.seq <= min(lines.upto, at)
+                ][: lines.rows if lines else 0]
+            ),
+            events=tuple(self.events) if reads.events else (),
             documents={name: self.documents.get(name, Document()) for name in reads.documents},
         )
 
@@ -125,6 +140,7 @@ class ListTransaction:
             served=max(one.served for one in known),
             acked=max(one.acked for one in known),
             mark=max(one.mark for one in known),
+            pushed=(self.devices.get(name or "") or Device()).pushed,
         )
 
 

@@ -18,7 +18,9 @@ import pytest
 from inbetweenies.errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from inbetweenies.model import Device, Held, Reads, Span, Writes, digest_change, next_chain, row_hash
 from inbetweenies.store import Store
-from inbetweenies.stores.sqlite import APPLICATION_ID, FOREVER, SCHEMA_VERSION, SqliteStore
+from inbetweenies.stores import schema
+from inbetweenies.stores.schema import APPLICATION_ID, FOREVER, SCHEMA_VERSION
+from inbetweenies.stores.sqlite import SqliteStore
 from inbetweenies.testing.store_tests import StoreTests, add, commit, edge, entity, everything, read, run
 
 IDS = ("e1", "e2", "e3")
@@ -179,6 +181,44 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(path: Path, statement
         SqliteStore(path)
 
     assert before == path.read_bytes()
+
+
+def test_a_file_of_the_first_schema_is_taken_over_with_all_it_holds(path: Path) -> None:
+    script = (Path(__file__).parent / "schema_1.sql").read_text()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    store = SqliteStore(path)
+    held = run(read(store, "g", Reads(span=Span(after=0, upto=9), device="phone", events=True)))
+    more = run(commit(store, "g", entity("e2", "v1")))
+    run(store.close())
+
+    assert ("e1", "", Device(served=1, acked=1, mark="m"), ()) == (
+        held.span[0].id,
+        held.span[0].via,
+        held.device,
+        held.events,
+    )
+    with closing(sqlite3.connect(path)) as connection:
+        assert [("0123456789abcdef", "0123456789abcdef")] == connection.execute(
+            "SELECT epoch, birth FROM graphs"
+        ).fetchall()
+        assert (SCHEMA_VERSION,) == connection.execute("PRAGMA user_version").fetchone()
+    assert [2] == [row.seq for row in more]
+
+
+def test_a_file_whose_taking_over_is_cut_off_stays_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (Path(__file__).parent / "schema_1.sql").read_text()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(script)
+    with monkeypatch.context() as patch:
+        patch.setitem(schema.UPGRADES, 2, schema.UPGRADES[2] + "SELECT no_such_column FROM log;")
+        with pytest.raises(StoreError):
+            SqliteStore(path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert (1,) == connection.execute("PRAGMA user_version").fetchone()
+        assert 5 == len(connection.execute("SELECT * FROM devices").fetchall()[0])
+
+    assert 1 == run(read(SqliteStore(path), "g", Reads())).head.seq
 
 
 def test_a_file_that_is_no_database_is_corrupt(path: Path) -> None:
@@ -547,7 +587,7 @@ def test_a_commit_that_fails_is_rolled_back_and_told(path: Path) -> None:
         async with store.transaction("g", write=True) as tx:
             await add(tx, entity("e1", "v2"))
             connections[0].execute("PRAGMA defer_foreign_keys = ON")
-            connections[0].execute("INSERT INTO devices VALUES (99, 'd', 0, 0, '')")
+            connections[0].execute("INSERT INTO devices VALUES (99, 'd', 0, 0, '', '')")
 
     with pytest.raises(LocalProtocolError, match="to commit"):
         run(script())
@@ -599,7 +639,8 @@ def test_no_statement_walks_through_a_table(path: Path) -> None:
     # Every search begins with the graph (or finds it), and none is a walk through a graph's whole log: what is asked
     # for by seq, by time or in order has seq in its key, the rest has an id or a type.
     for step in searches - {"SEARCH documents USING PRIMARY KEY (name=?)"}:
-        assert re.search(r"\(graph=\? AND |graphs USING INDEX sqlite_autoindex_graphs_1 \(name=\?\)|rowid=\?", step)
+        of_graph = r"\(graph=\? AND |graphs USING INDEX sqlite_autoindex_graphs_1 \(name=\?\)|rowid=\?"
+        assert re.search(rf"{of_graph}|events USING .*\(graph=\?\)", step)
     indexes = {match[1] for step in searches if (match := re.search(r"log USING (?:COVERING )?INDEX (\w+)", step))}
     expected = {
         "log_version",

@@ -104,8 +104,8 @@ def ack_by_id() -> None:
     """An ack clears every mark of its id, that of a newer edit too."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Absorbed:
-        result = real(answer, sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **how: Any) -> Absorbed:
+        result = real(answer, sent, state, local, **how)
         keys = {(ack.kind, ack.id) for ack in answer.acks or ()}
         cleared = tuple(n for key in keys for n, _ in local.pending.get(key, ()))
         return replace(result, cleared=cleared)
@@ -129,9 +129,9 @@ def mark_after_row() -> None:
     """An edit is stored before the mark that it waits."""
     real = LocalStore._mark
 
-    def mark(self: LocalStore, copies: Any) -> None:
+    def mark(self: LocalStore, copies: Any, *, offered: bool = False) -> None:
         commit_here(self)
-        real(self, copies)
+        real(self, copies, offered=offered)
 
     LocalStore._mark = mark  # type: ignore[method-assign]
 

@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import Struct
 
 from inbetweenies.model import Held, Kind, Reads, digest_change, next_chain, row_hash
-from inbetweenies.stores.sqlite import FOREVER, SqliteStore
+from inbetweenies.stores.schema import FOREVER
+from inbetweenies.stores.sqlite import SqliteStore
 from tests.support import run
 
 Key = tuple[Kind, str, str]

@@ -1,0 +1,375 @@
+"""What a `SqliteStore` keeps outside of its file, and what it does with that when the file was set back.
+
+Read `Keeper.committed`, then `Keeper.start`. The order is: commit, journal, ack. A commit that is in the database only
+was not acknowledged yet, and is put into the journal before anything else is; a commit that failed never gets there, so
+that nothing comes back that was refused.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from .. import engine, rewind
+from ..errors import LocalProtocolError, StoreError
+from ..exchange import run
+from ..model import Change, Context, Cursor, Event, Head, Reads, Row, SyncRequest, Writes
+from ..store import Store
+from .clock import wall_clock
+from .heads import End, Heads
+from .journal import Commit, Discard, Journal, Opening, Segment, commit_of, ends, writes_of
+
+T = TypeVar("T")
+
+#: Lends a connection for a moment: what for is said first.
+Lend: TypeAlias = Callable[[str], AbstractContextManager[sqlite3.Connection]]
+
+DEVICE: Final = "journal"  # what rows that are offered from here are marked with
+ROWS_AT_ONCE: Final = 10_000  # that are committed again in one transaction
+OFFERED_AT_ONCE: Final = 500
+NOWHERE: Final = Cursor("", 0, rewind.START)
+
+_GRAPHS: Final = "SELECT name, birth, epoch, seq, chain, stamp, digest FROM graphs"
+_ADOPT: Final = (
+    "INSERT INTO graphs (name, epoch, seq, chain, stamp, digest, birth)"
+    " VALUES (?1, ?2, 0, zeroblob(16), 0, zeroblob(32), ?3)"
+    " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, birth = excluded.birth WHERE seq = 0"
+)
+_CLOSED: Final = (
+    "SELECT seq, until FROM log WHERE graph = (SELECT graph FROM graphs WHERE name = ?1)"
+    " AND seq <= ?2 AND until > ?2 AND until <= ?3 ORDER BY until"
+)
+
+
+class Committed(Struct, frozen=True, kw_only=True):
+    """What one transaction has committed to one graph: from which place of its log, to which end."""
+
+    graph: str
+    birth: str
+    before: Cursor
+    head: Head
+    writes: tuple[Writes, ...]
+
+    @property
+    def grew(self) -> bool:
+        """Whether it says anything of the log itself."""
+        return any(one.rows or one.closed or one.events or one.head for one in self.writes)
+
+    @property
+    def pushed(self) -> bool:
+        """Whether it says what a device has pushed; everything else that is known of devices is only a help."""
+        return any(one.device is not None and one.device[1].pushed for one in self.writes)
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """A graph as the database holds it. `birth` is its first epoch, which is the same in every backup of it."""
+
+    birth: str
+    head: Head
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """A commit in the journal, and the fields that rows had then. `void`: it was there when what came after it was
+    taken back on purpose, so that it can lead on from a backup, but is not to be offered."""
+
+    commit: Commit
+    fields: tuple[str, ...]
+    void: bool = False
+
+
+class Keeper:
+    """The journal and the ends of logs that belong to one database.
+
+    Args:
+        store: the store of the database, which calls `committed`.
+        path: its file.
+        lend: a connection to it.
+        heads: whether the ends of logs are kept beside the file.
+    """
+
+    def __init__(self, store: Store, path: Path, lend: Lend, *, journal: Journal | None, heads: bool) -> None:
+        self.journal = journal
+        self.heads = Heads(path.with_name(f"{path.name}.heads")) if heads else None
+        self.happened: list[tuple[str, Event]] = []  # at the start, by graph
+        self._store = store
+        self._path = path
+        self._lend = lend
+        self._silent = False
+        self._behind: set[str] = set()  # graphs with commits that the journal could not take
+
+    def close(self) -> None:
+        """Let go of files."""
+        if self.journal is not None:
+            self.journal.close()
+        if self.heads is not None:
+            self.heads.close()
+
+    # --- every commit
+
+    def committed(self, commits: Sequence[Committed]) -> None:
+        """Called with what has just been committed, before anybody is told so, and by one writer at a time.
+
+        Raises:
+            StoreError: none of it may be acknowledged; what is sent again will be.
+        """
+        if self._silent:
+            return
+        if self.journal is not None:
+            self._write(self.journal, commits)
+        if self.heads is not None:
+            for one in commits:
+                if one.head.cursor != one.before:
+                    self.heads.put(one.graph, one.birth, one.head.cursor, one.head.stamp)
+
+    def _write(self, journal: Journal, commits: Sequence[Committed]) -> None:
+        behind = [one for one in commits if one.graph in self._behind]
+        told = [one for one in commits if one.graph not in self._behind and (one.grew or one.pushed)]
+        self._behind.update(one.graph for one in told)
+        for one in behind:
+            known = ends(journal.newest()).get(one.graph)
+            self._catch_up(journal, one.graph, one.birth, NOWHERE if known is None else known[1], one.head)
+        if told:
+            records = [commit_of(one.graph, one.birth, one.before, one.head.cursor, one.writes) for one in told]
+            journal.append(records, opening=self._opening, durable=any(one.grew for one in told))
+        self._behind.difference_update(one.graph for one in commits)
+
+    def _opening(self) -> Opening:
+        heads = {name: (known.birth, known.head.cursor) for name, known in self._graphs().items()}
+        return Opening(str(self._path), heads)
+
+    def _catch_up(self, journal: Journal, graph: str, birth: str, end: Cursor, head: Head) -> None:
+        """Put into the journal what the log holds after `end`."""
+        if end.seq < head.seq:
+            writes = run_now(self._between(graph, end.seq, head))
+            record = commit_of(graph, birth, end, head.cursor, (writes,))
+            journal.append([record], opening=self._opening, durable=True)
+
+    async def _between(self, graph: str, after: int, head: Head) -> Writes:
+        async with self._store.transaction(graph, write=False) as tx:
+            rows = (await tx.read(Reads(seqs=tuple(range(after + 1, head.seq + 1))))).seqs
+        with self._lend("read a log") as connection:
+            closed = connection.execute(_CLOSED, (graph, after, head.seq)).fetchall()
+        return Writes(rows=tuple(rows[seq] for seq in sorted(rows)), closed=tuple(closed), head=head)
+
+    # --- the start
+
+    def start(self, *, discard: bool = False) -> None:
+        """Find out whether the database was set back, and give it what it lacks; or, with `discard`, take note that it
+        was set back on purpose.
+
+        Raises:
+            StoreError: the journal is of another database, or cannot be read or written.
+        """
+        newest = () if self.journal is None else self.journal.newest()
+        tips = ends(newest)  # before the database is looked at, so that it cannot be behind them by chance
+        graphs = self._graphs()
+        if self.journal is not None and tips:
+            self._check_identity(self.journal, graphs, tips, newest)
+        ends_ = () if self.heads is None else self.heads.all()
+        if discard:
+            for graph in sorted({*graphs, *tips, *(end.graph for end in ends_)}):
+                run_now(self.discard(graph))
+            return
+        if self.journal is not None:
+            for graph, (birth, tip) in tips.items():
+                self._compare(self.journal, graph, birth, tip)
+        for end in ends_:
+            run_now(self._notice(end))
+        if self.heads is not None:
+            for graph, known in self._graphs().items():
+                self.heads.put(graph, known.birth, known.head.cursor, known.head.stamp)
+
+    def _graphs(self) -> dict[str, Known]:
+        with self._lend("read the heads of graphs") as connection:
+            found = connection.execute(_GRAPHS).fetchall()
+        return {
+            name: Known(
+                birth=birth,
+                head=Head(epoch=epoch, seq=seq, chain=chain, stamp=stamp, digest=int.from_bytes(digest, "big")),
+            )
+            for name, birth, epoch, seq, chain, stamp, digest in found
+        }
+
+    def _check_identity(
+        self,
+        journal: Journal,
+        graphs: Mapping[str, Known],
+        tips: Mapping[str, tuple[str, Cursor]],
+        newest: Iterable[Segment],
+    ) -> None:
+        """A journal and a database know each other by the births of graphs. An empty database takes any journal, but
+        not that of a database that is there."""
+        births = {name: birth for name, (birth, _) in tips.items()}
+        full = {name: graph.birth for name, graph in graphs.items() if graph.head.seq}
+        of = next((segment.opening.database for segment in newest if segment.opening is not None), str(self._path))
+        strange = full and not any(births.get(name) == birth for name, birth in full.items())
+        clash = any(births.get(name, birth) != birth for name, birth in full.items())
+        taken = not full and of != str(self._path) and Path(of).exists()
+        if strange or clash or taken:
+            raise StoreError(
+                f"expected the journal of {self._path} in {journal.folder}; got that of another database ({of}). "
+                "Name another folder, or move this one away."
+            )
+
+    def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor) -> None:
+        """Give a graph what the journal holds beyond it, and the journal what it missed."""
+        with self._lend("make a graph") as connection:
+            connection.execute(_ADOPT, (graph, tip.epoch, birth))  # an empty one has nothing to lose
+        head, chains = run_now(self._chains(graph, (tip.seq,)))
+        if chains.get(tip.seq) == tip.chain:
+            # So it is always, but for a process that died between the commit and the journal.
+            self._catch_up(journal, graph, birth, tip, head)
+            return
+        steps = _steps(journal.everything(), graph)
+        before = head.seq
+        self._replay(graph, steps)
+        head, chains = run_now(self._chains(graph, [step.commit.after.seq for step in steps]))
+        held = [step for step in steps if chains.get(step.commit.after.seq) == step.commit.after.chain]
+        missed = [step for step in steps if not step.void and step not in held]
+        common = max((step.commit.after for step in held), key=lambda place: place.seq, default=NOWHERE)
+        self._catch_up(journal, graph, birth, common, head)
+        offered = run_now(self._offer(graph, missed, common))
+        if head.seq > before or offered:
+            told: dict[str, str | int] = {"after": before, "rows": head.seq - before, "offered": offered}
+            now = wall_clock()
+            run_now(self._tell(graph, Event(kind="replay", key=f"{now} {before}", at=now, told=told)))
+
+    async def _chains(self, graph: str, seqs: Iterable[int]) -> tuple[Head, dict[int, bytes]]:
+        async with self._store.transaction(graph, write=False) as tx:
+            held = await tx.read(Reads(chains=tuple(dict.fromkeys(seqs))))
+        return held.head, held.chains
+
+    def _replay(self, graph: str, steps: Sequence[Step]) -> None:
+        """Commit again, to the letter, what continues the log: then it is as if nothing had happened."""
+        left = list(steps)
+        with self._unheard(), suppress(LocalProtocolError):  # what does not fit after all is offered
+            while run_now(self._replay_some(graph, left)):
+                pass
+
+    async def _replay_some(self, graph: str, left: list[Step]) -> bool:
+        """Whether there may be more."""
+        async with self._store.transaction(graph, write=True) as tx:
+            head = (await tx.read(Reads())).head
+            end = head.seq + ROWS_AT_ONCE
+            while head.seq < end:
+                step = _next(left, head)
+                if step is None:
+                    return False
+                left.remove(step)
+                for writes in writes_of(step.commit, step.fields):
+                    await tx.write(writes)
+                    head = writes.head or head
+        return True
+
+    async def _offer(self, graph: str, steps: Iterable[Step], common: Cursor) -> int:
+        """Offer rows of a line of the log that is not the one that is there now (PROTOCOL 4.14)."""
+        changes = [_offered(row) for step in steps for one in writes_of(step.commit, step.fields) for row in one.rows]
+        before = (await self._chains(graph, ()))[0].seq
+        for start in range(0, len(changes), OFFERED_AT_ONCE):
+            some = tuple(changes[start : start + OFFERED_AT_ONCE])
+            request = SyncRequest(device=DEVICE, user="", changes=some, common=common, pull=False)
+            async with self._store.transaction(graph, write=True) as tx:
+                await run(engine.serve(request, Context(graph=graph, now=wall_clock())), tx)
+        return (await self._chains(graph, ()))[0].seq - before
+
+    async def _notice(self, end: End) -> None:
+        """A log that is shorter than it was, and not to be had back from here, goes on under a new epoch."""
+        known = self._graphs().get(end.graph)
+        if known is not None and known.birth != end.birth:
+            return  # another graph of that name
+        async with self._store.transaction(end.graph, write=True) as tx:
+            held = await tx.read(Reads(chains=(end.cursor.seq,)))
+            if rewind.holds(held, end.cursor):
+                return
+            fork = rewind.forked(held.head, at=wall_clock(), seen=end.cursor, by="the files beside the database")
+            # Deployed clients know no more than a time: none of what comes is to be before what they have heard of.
+            head = replace(held.head, epoch=str(fork.told["epoch"]), stamp=max(held.head.stamp, end.stamp))
+            await tx.write(Writes(head=head, events=(fork,)))
+        self.happened.append((end.graph, fork))
+
+    async def _tell(self, graph: str, event: Event) -> None:
+        async with self._store.transaction(graph, write=True) as tx:
+            await tx.write(Writes(events=(event,)))
+        self.happened.append((graph, event))
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """What is committed inside is in the journal already."""
+        self._silent = True
+        try:
+            yield
+        finally:
+            self._silent = False
+
+    # --- on purpose
+
+    async def discard(self, graph: str) -> Event | None:
+        """PROTOCOL 4.12: whatever the journal or anybody else knows of `graph` beyond its end is to stay away.
+
+        None if the database does not have this graph; then nothing of it comes back from the journal.
+        """
+        known = self._graphs().get(graph)
+        end = NOWHERE if known is None else known.head.cursor
+        epochs = {one.cursor.epoch for one in (() if self.heads is None else self.heads.all()) if one.graph == graph}
+        if self.journal is not None:
+            steps = _steps(self.journal.everything(), graph)
+            epochs |= {step.commit.after.epoch for step in steps if step.commit.after.seq > end.seq}
+            birth = known.birth if known is not None else next((step.commit.birth for step in steps), "")
+            # Before the commit: if this process dies in between, whoever asked for this asks again.
+            self.journal.append([Discard(graph, birth, end)], opening=self._opening, durable=True)
+        if self.heads is not None:
+            self.heads.forget(graph)
+        if known is None:
+            return None
+        async with self._store.transaction(graph, write=True) as tx:
+            event = await run(rewind.discard(wall_clock(), epochs), tx)
+        self.happened.append((graph, event))
+        return event
+
+
+def run_now(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine over a store that never waits for an event loop."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    work.close()
+    raise LocalProtocolError("expected a store that blocks to block; got one that waits for an event loop")
+
+
+def _steps(segments: Iterable[Segment], graph: str) -> list[Step]:
+    """What the journal holds of a graph, in order, less what was taken back on purpose."""
+    steps: list[Step] = []
+    for segment in segments:
+        fields = Row.__struct_fields__ if segment.opening is None else segment.opening.fields
+        for record in segment.records:
+            if record.graph != graph:
+                continue
+            if isinstance(record, Commit):
+                steps.append(Step(commit=record, fields=fields))
+            else:
+                steps = [replace(step, void=True) for step in steps if step.commit.after.seq <= record.at.seq]
+    return steps
+
+
+def _next(steps: Sequence[Step], head: Head) -> Step | None:
+    """What continues the log: first what was noted at this place, then the commit. Of two lines that begin here the
+    newer one was the truth last."""
+    here = [step for step in steps if (step.commit.before.seq, step.commit.before.chain) == (head.seq, head.chain)]
+    still = [step for step in here if step.commit.after.seq == head.seq]
+    return still[0] if still else here[-1] if here else None
+
+
+def _offered(row: Row) -> Change:
+    """A row as its holder would offer it; one that never was current is only to be kept."""
+    aside = frozenset({(row.kind, row.id)} if row.until == row.seq else ())
+    if row.kind == "entity":
+        return Change(entity=row.entity(), delete=row.deleted, aside=aside, offered=True)
+    return Change(relationships=(row.relationship(),), aside=aside, offered=True)
