@@ -89,6 +89,13 @@ class _Live(Struct):
 _frame = msgspec.json.Decoder(_Frame)
 
 
+class _Here(connect):
+    """Connects to the address that it was given, and to no other: what stands there could be anybody's."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 class SocketTransport:
     """A transport over one WebSocket. What comes without being asked for waits in `hear`.
 
@@ -114,7 +121,7 @@ class SocketTransport:
         headers = {} if http.credential is None else {"Authorization": f"Bearer {http.credential}"}
         where = http.origin
         try:
-            socket = await connect(
+            socket = await _Here(
                 http.base.replace("http", "ws", 1) + SOCKET_PATH,
                 subprotocols=[*offer, BOOTSTRAP],  # type: ignore[list-item]
                 additional_headers=headers,
@@ -123,7 +130,6 @@ class SocketTransport:
                 max_size=FRAME_BYTES_MAX,
                 compression=None,  # a few bytes may become gigabytes
                 proxy=None,  # a proxy named in the environment would see the token
-                process_exception=lambda error: error,  # redirects are not followed, nor anything tried again, here
             )
         except InvalidStatus as error:
             status = error.response.status_code
@@ -288,7 +294,7 @@ class Watch:
                     yield await self._synced(live)
                 elif changed:
                     yield Event(kind="news", changed=changed)
-            elif self._waits():
+            if self._waits():  # also while there is always news
                 yield await self._synced(live)
 
     async def _polled(self, http: HttpTransport) -> AsyncGenerator[Event, None]:
@@ -309,10 +315,16 @@ class Watch:
                 waited += self._look_s
 
     async def _synced(self, transport: Transport) -> Event:
-        report = await self._client.exchange(transport)
-        pending = self._client.store.pending()
-        self._sent_n = pending[-1].n if pending else self._sent_n
-        return Event(kind="synced", report=report)
+        while True:
+            # Before, not after: what is made meanwhile may not be among what was sent.
+            newest = self._client.store.newest_pending()
+            try:
+                report = await self._client.exchange(transport)
+            except SyncRunning:
+                await self._sleep(self._look_s)  # another process is at it
+                continue
+            self._sent_n = max(self._sent_n, newest)
+            return Event(kind="synced", report=report)
 
     def _taken(self, after: str | None, body: bytes) -> tuple[str, ...] | None:
         """The ids that news were about; None if they do not start where this replica stands, or cannot be taken."""

@@ -460,6 +460,11 @@ class LocalStore:
             for n, note, *copy in found
         ]
 
+    def newest_pending(self) -> int:
+        """The `n` of the row that waits and was made last; 0 if none waits."""
+        found = self._one("SELECT max(n) FROM pending")
+        return 0 if found is None else found[0] or 0
+
     def local(self, keys: Iterable[Key], rows: Iterable[RowKey]) -> Local:
         """What `replica.absorb` must see, for the `keys` and `rows` that `replica.mentions` named."""
         pointers: dict[Key, Pointer] = {}

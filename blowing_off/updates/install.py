@@ -131,7 +131,7 @@ class Updater:
         """
         channel, release = self._may(offer)
         with updating(self.site.prefix), self.store.syncing():
-            self.recover()
+            self._recover()
             if not asked:
                 self.state.change(lambda kept: replace(kept, memory=kept.memory.began(release)))
             saved = backup(self.store.path)
@@ -178,21 +178,23 @@ class Updater:
         """Remember whose fault it was, and say all of it in one paragraph."""
         try:
             yield
-        except UpdateFailed as error:
+        except (UpdateFailed, StoreError, OSError) as error:
             why = clip(str(error))
-            if error.blamed:
+            blamed = isinstance(error, UpdateFailed) and error.blamed
+            if blamed:
                 self.state.change(lambda kept: replace(kept, memory=kept.memory.failed(release, why)))
             waits = f"{pending} change{'' if pending == 1 else 's'} still wait{'s' if pending == 1 else ''} to be sent"
             again = (
                 " It is not tried again by itself, and nothing else is until somebody runs `blowing-off update`."
-                if error.blamed
+                if blamed
                 else " Try again later with `blowing-off update`."
             )
             raise UpdateFailed(
-                error.code,
-                f"Release {release} is not used here: {error}. Release {self.running} is in place and was not "
-                f"downloaded again. Nothing was lost: {waits}, and a copy of the store is at {saved}.{again}",
-                blamed=error.blamed,
+                str(getattr(error, "code", "system")),
+                f"Release {release} is not used here: {str(error).rstrip('.')}. "
+                f"Release {self.running} is in place and was not downloaded again. "
+                f"Nothing was lost: {waits}, and a copy of the store is at {saved}.{again}",
+                blamed=blamed,
             ) from error
 
     def _tried_aside(self, work: Path, staged: Path, release: str, notes: list[str], *, asked: bool) -> Server | None:
@@ -305,7 +307,13 @@ class Updater:
 
         Raises:
             UpdateFailed: it was undone, and this process is of the release that is gone: start again.
+            UpdateRunning: it was not cut off, it goes on.
         """
+        if self.state.read().touching is not None:
+            with updating(self.site.prefix):
+                self._recover()
+
+    def _recover(self) -> None:
         receipt = self.state.read().touching
         if receipt is None or receipt.prefix != str(self.site.prefix):
             return
@@ -332,7 +340,7 @@ class Updater:
         """
         receipt = self._way_back()
         with updating(self.site.prefix), self.store.syncing():
-            self.recover()
+            self._recover()
             saved = backup(self.store.path)
             pending = self.store.counts().pending
             with self._blaming(receipt.before, pending, saved), self._work() as work:
@@ -352,11 +360,9 @@ class Updater:
                     put_back(Path(receipt.folder))
                     self._verify(receipt.before, None)
                     self._test(work, receipt.before, None)
-                except BaseException as error:
+                except BaseException:
                     self._undo(here)
                     VersionMigration(self.store.path).migrate_if_needed()
-                    if isinstance(error, StoreError):
-                        raise UpdateFailed("store", str(error)) from error
                     raise
             self.state.change(lambda kept: _went_back(kept, receipt))
             self._forget_others(None)

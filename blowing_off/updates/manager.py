@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from packaging.version import Version
 
 from inbetweenies import __version__
-from inbetweenies.errors import InbetweeniesError, RemoteProtocolError, clip
+from inbetweenies.errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, clip
 from inbetweenies.wire import load
 
 from ..client import wall_clock
@@ -234,9 +234,14 @@ class AutoUpdateManager:
         self._offer = None
         if wanted is None:
             return None
-        if self.channel is None:
+        try:
+            channel = self.channel
+        except LocalProtocolError as error:  # a folder that is not there now, as on a stick that was taken out
+            logger.info("%s", error)
+            return Availability(release=None, reason="the place that releases come from is not there", failed=True)
+        if channel is None:
             return Availability(release=None, reason="this program cannot ask where it came from")
-        found = self.channel.find(wanted)
+        found = channel.find(wanted)
         if isinstance(found, Availability):
             return found
         self._offer = found
@@ -317,7 +322,7 @@ class AutoUpdateManager:
         assert self._offer is not None
         try:
             done = await asyncio.to_thread(self.updater().update, self._offer, asked=choice is not None)
-        except (UpdateFailed, InbetweeniesError) as error:
+        except InbetweeniesError as error:
             self._teller(str(error))
             return Outcome(verdict=verdict, move=move, choice=choice, failure=str(error))
         self._teller(describe(done))

@@ -24,6 +24,7 @@ from .decide import Memory
 logger = logging.getLogger(__name__)
 
 FILE_BYTES_MAX: Final = 256 * 2**10  # ten times what the bounds of `decide` allow
+PATIENCE_S: Final = 5.0  # another process writes for milliseconds; one that hangs must not hold us up for ever
 LOCK: Final = ".blowing-off-update.lock"
 
 
@@ -91,7 +92,8 @@ class StateFile:
             self._held = change(self._held)
             return self._held
         try:
-            with self._turn():
+            # One after the other: what another process remembered meanwhile must not be forgotten.
+            with alone(f"{self.path}.lock", patience_s=PATIENCE_S):
                 after = change(self.read())
                 descriptor, made = tempfile.mkstemp(dir=self.path.parent, prefix=f"{self.path.name}.")  # mode 0600
                 try:
@@ -106,13 +108,6 @@ class StateFile:
         except OSError as error:
             raise StoreError(f"expected to write {self.path}; the system says: {error.strerror}") from error
         return after
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One after the other: what another process remembered meanwhile must not be forgotten."""
-        lock = f"{self.path}.lock"
-        with alone(lock, patience_s=5.0):
-            yield
 
 
 @contextmanager

@@ -316,17 +316,23 @@ class App:
     # --- for connections that stay open
 
     async def learn(self) -> None:
-        """See what was decided of wire versions, if that is due."""
+        """See what was decided of wire versions, and write down what was seen of them, if that is due."""
         await self._upkeep.look()
+        await self._upkeep.settle()
 
-    async def head_seq(self, graph: str) -> int:
-        """Where the log of a graph ends now. Raises `StoreError`."""
+    async def head(self, graph: str) -> str:
+        """The cursor at which the log of a graph ends now. Raises `StoreError`."""
 
-        async def read() -> int:
+        async def read() -> str:
             async with self._store.transaction(graph, write=False) as tx:
-                return (await tx.read(Reads())).head.seq
+                return str((await tx.read(Reads())).head.cursor)
 
         return await self._aside(read)
+
+    def hold(self, size: int) -> bool:
+        """Count bytes that are held for peers, negative ones that are let go of. Whether there is room for them."""
+        self._buffered += size
+        return self._buffered <= self.bounds.buffered_bytes_max
 
     # --- who speaks, and how much
 
@@ -358,10 +364,10 @@ class App:
                     more = message.get("more_body", False)
                     size += len(piece)
                     call.charged += len(piece)
-                    self._buffered += len(piece)
+                    room = self.hold(len(piece))
                     if size > most:
                         raise refused("body_too_large", f"at most {most} bytes", "more")
-                    if self._buffered > self.bounds.buffered_bytes_max:
+                    if not room:
                         raise refused("unavailable", "room for this body", "none left; try again")
                     pieces.append(piece)
         except TimeoutError:

@@ -23,7 +23,8 @@ from ..auth import is_loopback
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..negotiation import problem
 from .application import App
-from .http import Headers, ServerLimits, encode
+from .frames import BoundedSocket, Impatient
+from .http import Headers, encode
 
 
 def run(
@@ -50,7 +51,7 @@ def run(
     config = uvicorn.Config(
         app,
         http=type("Protocol", (BoundedProtocol,), {"bounds": bounds, "told": staticmethod(app.registry_headers)}),
-        ws="websockets-sansio",  # uvicorn's other two are deprecated, or another package
+        ws=type("Socket", (BoundedSocket,), {"bounds": bounds, "hold": staticmethod(app.hold)}),
         ws_max_size=app.router.limits.body_bytes_max,
         ws_per_message_deflate=False,  # 75 KB a connection, and a few bytes may become gigabytes
         lifespan="on",
@@ -105,14 +106,11 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(Impatient, HttpToolsProtocol):
     """One connection. uvicorn's HTTP protocol, with bounds on headers and on how long a peer may not read."""
 
-    bounds = ServerLimits()
     told: Callable[[], Headers] = staticmethod(tuple)  # what every answer says of the wire versions that are served
     _timer: TimerHandle | None = None  # until the headers of the next request are complete
-    _stall: TimerHandle | None = None  # while the peer does not take what is written
-    _unread = 0  # bytes that it had not taken when that was looked at last
     _messages = 0  # begun on this connection
     _in_head = False
     _head_bytes = 0  # received of this head, in whole segments
@@ -127,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_stall()
+        self.stop_stall()
         super().connection_lost(exc)
 
     # what a peer sends
@@ -234,28 +232,3 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
-
-    # peers that do not read
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_stall()
-
-    def _watch(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        self._stall = self.loop.call_later(self.bounds.stall_seconds, self._check)
-
-    def _check(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unread:
-            self._watch()
-        else:
-            self.transport.abort()
-
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
-from ..errors import InbetweeniesError, LocalProtocolError
+from ..errors import LocalProtocolError
 from ..negotiation import select
 from ..wire import Follow
 from .http import Answer, Call, GoneError, Receive, RefusalError, Scope, Send, encode, refused
 
 if TYPE_CHECKING:
+    from ..auth import Principal
     from .application import App
 
 PATH: Final = "/api/v1/sync/ws"
@@ -30,6 +31,10 @@ BOOTSTRAP: Final = "inbetweenies"
 TOKENS_MAX: Final = 16  # of an offer; more is no offer
 TOKEN_LETTERS_MAX: Final = 64
 LOOK_SECONDS: Final = 1.0  # between two looks at what other processes wrote and decided
+#: Connections that are asked for at once, so that news take no more than an eighth of the turns that requests have.
+NEWS_AT_ONCE: Final = 8
+#: What is kept of a connection's last request, to be asked again. A larger one is one that nobody needs to send.
+FOLLOW_BYTES_MAX: Final = 64 * 1024
 
 #: PROTOCOL 5.17: with which code a connection ends after a problem; other problems do not end it.
 CLOSE_CODES: Final = {
@@ -46,6 +51,7 @@ CLOSE_CODES: Final = {
 }
 WITHDRAWN: Final = 1012  # "service restart": come back with a fresh offer
 STALLED: Final = 1008
+NO_TEXT: Final = 1003
 TOO_BIG: Final = 1009
 
 logger = logging.getLogger(__name__)
@@ -56,21 +62,33 @@ class Sockets:
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self.asking = asyncio.Semaphore(NEWS_AT_ONCE)
+        self._admitted_n = 0
         self._open: dict[str, set[Connection]] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._dismissals: set[asyncio.Task[None]] = set()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, from its handshake to its end."""
         call = Call({**scope, "method": "GET"}, receive)
         await receive()  # websocket.connect
+        self._admitted_n += 1  # before anything is waited for, or many at once would find room for one
         try:
             connection = await self._admitted(call, scope.get("subprotocols", []), send)
-        except (RefusalError, InbetweeniesError) as error:
-            await self._refuse(call, scope, send, self.app.answer_for(call, error))
-            return
+            await connection.accept()
+            await self._serve(connection)
+        except GoneError:
+            pass
+        except Exception as error:  # noqa: BLE001 - it is logged, and answered
+            with contextlib.suppress(GoneError):
+                await self._refuse(call, scope, send, self.app.answer_for(call, error))
+        finally:
+            self._admitted_n -= 1
+
+    async def _serve(self, connection: Connection) -> None:
         graph = connection.principal.graph
         self._open.setdefault(graph, set()).add(connection)
-        if self._looking is None:
+        if self._looking is None or self._looking.done():  # done: with the event loop that it ran on
             self._looking = asyncio.create_task(self._look())
         try:
             await connection.run()
@@ -86,11 +104,11 @@ class Sockets:
 
     async def close(self) -> None:
         """Stop looking. Connections are ended by the server."""
-        if self._looking is not None:
-            self._looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._looking
-            self._looking = None
+        tasks = [*self._dismissals, *([] if self._looking is None else [self._looking])]
+        self._looking = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- handshake
 
@@ -98,7 +116,7 @@ class Sockets:
         """PROTOCOL 5.16, 7.2: who may connect, and the wire version that is spoken.
 
         Raises:
-            RefusalError: the handshake is refused with an answer as on HTTP.
+            RefusalError, StoreError: the handshake is refused with an answer as on HTTP.
         """
         if call.path != PATH:
             raise refused("not_found", "a path that is served here", "another one", detail="Not Found")
@@ -107,7 +125,7 @@ class Sockets:
             # A page of somebody else's could else use what a browser keeps for this server.
             raise refused("origin_refused", "an origin that is allowed here, or none", "another one")
         principal = self.app.principal(call)
-        if sum(map(len, self._open.values())) >= self.app.bounds.sockets_max:
+        if self._admitted_n > self.app.bounds.sockets_max:
             raise refused("unavailable", "room for this connection", "none left; try again")
         await self.app.learn()
         registry = self.app.router.registry
@@ -115,105 +133,134 @@ class Sockets:
         version = select(offer, registry)
         if version is None and offered and BOOTSTRAP not in offer:
             raise refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
-        connection = Connection(self, call, send, principal, version)
-        chosen = version or (BOOTSTRAP if offered else None)
-        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": list(self.app.registry_headers())})
-        connection.rejected = version is None and bool(offered)
-        return connection
+        return Connection(self, call, send, principal, version, offered=bool(offered))
 
     async def _refuse(self, call: Call, scope: Scope, send: Send, answer: Answer) -> None:
+        within = self.app.bounds.stall_seconds
         if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": STALLED})
+            await _sent(send, {"type": "websocket.close", "code": STALLED}, within)
             return
         headers = self.app.answer_headers(call, answer)
-        await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": answer.body})
+        await _sent(
+            send, {"type": "websocket.http.response.start", "status": answer.status, "headers": headers}, within
+        )
+        await _sent(send, {"type": "websocket.http.response.body", "body": answer.body}, within)
 
     # --- what other processes do
 
     async def _look(self) -> None:
         """While anybody is connected: see what other processes committed, decided and revoked."""
-        heads: dict[str, int] = {}
+        heads: dict[str, str] = {}
         while self._open:
             await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self.app.learn()
-                for graph in list(self._open):
-                    seq = await self.app.head_seq(graph)
-                    if heads.get(graph) != seq:
-                        self.changed(graph)
-                    heads[graph] = seq
-            except InbetweeniesError as error:
-                logger.warning("%s while looking for news: %s", type(error).__name__, error)
-            for connection in [each for among in self._open.values() for each in among]:
-                await connection.check()
-        self._looking = None
+            await self.app.learn()
+            for graph in list(self._open):
+                await self._look_at(graph, heads)
+            heads = {graph: head for graph, head in heads.items() if graph in self._open}
+
+    async def _look_at(self, graph: str, heads: dict[str, str]) -> None:
+        try:
+            head = await self.app.head(graph)
+            moved = heads.get(graph) != head
+            heads[graph] = head
+            for connection in tuple(self._open.get(graph, ())):
+                if connection.behind or (moved and not connection.stands_at(head)):
+                    connection.wake.set()
+                if (why := connection.unwelcome()) is not None:
+                    # Beside this: whoever does not read keeps nobody else waiting.
+                    task = asyncio.create_task(connection.dismiss(why))
+                    self._dismissals.add(task)
+                    task.add_done_callback(self._dismissals.discard)
+                await asyncio.sleep(0)  # a thousand tokens take long enough for a request to wait
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look must come
+            logger.warning("%s while looking for news: %s", type(error).__name__, error)
 
 
 class Connection:
     """One peer, in one wire version."""
 
-    def __init__(self, sockets: Sockets, call: Call, send: Send, principal: Any, version: str | None) -> None:
+    def __init__(
+        self, sockets: Sockets, call: Call, send: Send, principal: Principal, version: str | None, *, offered: bool
+    ) -> None:
         self.principal = principal
         self.wake = asyncio.Event()  # something may have changed
-        self.rejected = False  # accepted only to be told why not
+        self.behind = False  # something did, and there was no telling it
         self._app = sockets.app
         self._sockets = sockets
         self._call = call
         self._send = send
+        self._offered = offered
         self._chosen = version is not None
         self._version = version  # None until the first message says it
         self._next: Follow | None = None
         self._turn = asyncio.Lock()  # answers and news never overtake one another
+        self._dismissed = False
         self._over = False
 
+    async def accept(self) -> None:
+        """Complete the handshake. Raises `GoneError`."""
+        chosen = self._version or (BOOTSTRAP if self._offered else None)
+        headers = list(self._app.registry_headers())
+        await self._within({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
+
     async def run(self) -> None:
-        """Read and answer until the peer goes or breaks a rule."""
-        if self.rejected:
-            registry = self._app.router.registry
-            refusal = refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
-            await self._tell(encode({**msgspec.json.decode(refusal.answer.body), "type": "unsupported_version"}))
-            await self._end(CLOSE_CODES["no_common_version"], "no_common_version")
-            return
-        news = asyncio.create_task(self._push_news())
+        """Read and answer until the peer goes, breaks a rule, or reads nothing for too long."""
         try:
-            while not self._over:
-                body = await self._message()
-                if body is None:
-                    return
-                async with self._turn:
-                    await self._answer(body)
-        except GoneError:
+            if self._offered and self._version is None:
+                await self._reject()
+                return
+            async with asyncio.TaskGroup() as both:
+                news = both.create_task(self._push_news())
+                await self._read()
+                news.cancel()
+        except* GoneError:
             pass
         finally:
             self._over = True
-            news.cancel()
-            with contextlib.suppress(asyncio.CancelledError, GoneError):
-                await news
 
-    async def check(self) -> None:
-        """End a connection whose version was withdrawn, or whose token was."""
+    async def _read(self) -> None:
+        while not self._over:
+            body = await self._message()
+            if body is None:
+                return
+            async with self._turn:
+                await self._answer(body)
+
+    async def _reject(self) -> None:
+        """It was accepted only to be told why not."""
+        registry = self._app.router.registry
+        refusal = refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
+        await self._tell(encode({**msgspec.json.decode(refusal.answer.body), "type": "unsupported_version"}))
+        await self._end(CLOSE_CODES["no_common_version"], "no_common_version")
+
+    def stands_at(self, head: str) -> bool:
+        """Whether there is nothing to tell before `head`."""
+        return self._next is not None and self._next.after == head
+
+    def unwelcome(self) -> str | None:
+        """Why this connection must end: its token or its version was withdrawn. Raises `StoreError`."""
+        if self._dismissed:
+            return None
         try:
             self._app.principal(self._call)
         except RefusalError:
-            with contextlib.suppress(GoneError):
-                async with self._turn:
-                    await self._end(CLOSE_CODES["unauthorized"], "unauthorized")
-            return
+            return "unauthorized"
         try:
-            registry = self._app.router.registry
+            accepted = self._app.router.registry.accepted
         except LocalProtocolError:
-            return  # nothing is served just now; the next message is told so
-        if self._version is not None and self._version not in registry.accepted:
-            told = {
-                "type": "version_withdrawn",
-                "supported": registry.supported,
-                "registry_revision": registry.revision,
-            }
-            with contextlib.suppress(GoneError):
-                async with self._turn:
+            return None  # nothing is served just now; the next message is told so
+        return None if self._version is None or self._version in accepted else "version_withdrawn"
+
+    async def dismiss(self, why: str) -> None:
+        """End it, after what is being told."""
+        self._dismissed = True
+        with contextlib.suppress(GoneError, LocalProtocolError):
+            async with self._turn:
+                if why == "version_withdrawn":
+                    registry = self._app.router.registry
+                    told = {"type": why, "supported": registry.supported, "registry_revision": registry.revision}
                     await self._tell(encode(told))
-                    await self._end(WITHDRAWN, "version_withdrawn")
+                await self._end(CLOSE_CODES.get(why, WITHDRAWN), why)
 
     # --- messages
 
@@ -230,7 +277,10 @@ class Connection:
             self._over = True
             return None
         text: str | None = message.get("text")
-        body: bytes = message.get("bytes") or b"" if text is None else text.encode()
+        if text is None:
+            await self._end(NO_TEXT, "text_expected")
+            return None
+        body = text.encode()
         if len(body) > self._app.router.limits.body_bytes_max:
             await self._end(TOO_BIG, "body_too_large")
             return None
@@ -252,11 +302,12 @@ class Connection:
         self._next = self._follow(body, answer) or self._next
 
     async def _served(self, body: bytes) -> Answer:
+        """What `body` is answered; nothing that goes wrong ends the connection."""
         try:
             principal = self._app.principal(self._call)
             header = self._version if self._chosen else None
             answer = await self._app.sync(self._call, principal, body, header=header)
-        except (RefusalError, InbetweeniesError) as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, and answered
             return self._app.answer_for(self._call, error)
         if answer.wrote:
             self._sockets.changed(principal.graph)
@@ -265,7 +316,15 @@ class Connection:
     def _follow(self, body: bytes, answer: Answer) -> Follow | None:
         wire = getattr(self._app.router.handlers.get(answer.served or ""), "wire", None)
         follow: Callable[[bytes, bytes], Follow | None] | None = getattr(wire, "follow", None)
-        return None if follow is None else follow(body, answer.body)
+        if follow is None:
+            return None
+        try:
+            told = follow(body, answer.body)
+        except Exception:
+            # It was served; what cannot be asked again gets no news, and its next request all there is.
+            logger.exception("%s cannot be asked again", self._call.id)
+            return None
+        return None if told is None or len(told.request) > FOLLOW_BYTES_MAX else told
 
     # --- news
 
@@ -273,25 +332,31 @@ class Connection:
         while True:
             await self.wake.wait()
             self.wake.clear()
-            async with self._turn:
-                with contextlib.suppress(GoneError):
-                    await self._push()
+            more = True
+            while more:
+                # One page a turn: what the peer asks meanwhile comes between.
+                async with self._turn:
+                    more = await self._push()
 
-    async def _push(self) -> None:
-        """Tell what came since the last answer, if anything did."""
-        more = True
-        while more and self._next is not None and not self._over:
-            asked = self._next
+    async def _push(self) -> bool:
+        """Tell what came since the last answer, if anything did. Whether there is more of it."""
+        self.behind = False
+        if self._next is None or self._over:
+            return False
+        asked = self._next
+        async with self._sockets.asking:
             answer = await self._served(asked.request)
-            if answer.status >= 400:
-                return  # the peer's next request is told why
-            told = self._follow(asked.request, answer)
-            if told is None or not told.news:
-                return
-            live = encode({"live": {"after": asked.after}})
-            await self._tell(live[:-1] + b"," + answer.body[1:])
-            self._next = told
-            more = told.more
+        if answer.status >= 400:
+            # Of what is no passing trouble, the peer's next request is told.
+            self.behind = answer.status in (429, 503)
+            return False
+        told = self._follow(asked.request, answer)
+        if told is None or not told.news:
+            return False
+        live = encode({"live": {"after": asked.after}})
+        await self._tell(live[:-1] + b"," + answer.body[1:])
+        self._next = told
+        return told.more
 
     # --- the wire
 
@@ -311,11 +376,19 @@ class Connection:
             GoneError: it does not, or it is gone.
         """
         try:
-            async with asyncio.timeout(self._app.bounds.stall_seconds):
-                await self._send(message)
-        except (TimeoutError, OSError, RuntimeError):
+            await _sent(self._send, message, self._app.bounds.stall_seconds)
+        except GoneError:
             self._over = True
-            raise GoneError from None
+            raise
+
+
+async def _sent(send: Send, message: dict[str, Any], seconds: float) -> None:
+    """Send. Raises `GoneError`: it was not taken in time, or there is nobody any more."""
+    try:
+        async with asyncio.timeout(seconds):
+            await send(message)
+    except (TimeoutError, OSError, RuntimeError):
+        raise GoneError from None
 
 
 class _Problem(Struct):

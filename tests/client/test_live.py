@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,68 @@ async def test_where_no_websocket_gets_through_it_goes_on_by_asking(
             names = [entity.name for entity in await ann.find()]
 
     assert ("something on the way lets none pass", ["Lamp"]) == (told.reason, names)
+
+
+async def test_what_is_changed_here_is_sent_while_there_is_always_news(
+    tmp_path: Path, guarded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def always(self: SocketTransport, seconds: float) -> tuple[str | None, bytes]:
+        return "a cursor", b"{}"
+
+    with serving(tmp_path / "home.db") as url:
+        async with BlowingOffClient(tmp_path / "a.blow", url) as ann, aclosing(ann.watch()) as events:
+            await until(events, "synced")
+            monkeypatch.setattr(SocketTransport, "hear", always)
+            monkeypatch.setattr(ann, "hear", lambda after, body: ("something",))
+            await until(events, "news")
+            await ann.add("device", "Lamp")
+            await until(events, "synced", pushed=1)
+
+            assert [] == await ann.pending()
+
+
+async def test_a_sync_of_another_process_is_waited_for(tmp_path: Path, guarded: None) -> None:
+    waits: list[float] = []
+    with serving(tmp_path / "home.db") as url, ExitStack() as other:
+
+        async def until_it_ends(seconds: float) -> None:
+            waits.append(seconds)
+            other.close()
+
+        async with (
+            BlowingOffClient(tmp_path / "a.blow", url) as ann,
+            BlowingOffClient(tmp_path / "a.blow", url) as same,
+            aclosing(ann.watch(sleep=until_it_ends)) as events,
+        ):
+            other.enter_context(same.store.syncing())
+            await until(events, "synced")
+
+    assert [1.0] == waits
+
+
+async def test_it_connects_to_no_other_address_than_it_was_given(tmp_path: Path, guarded: None) -> None:
+    came: list[int] = []
+
+    async def elsewhere(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(1)
+        writer.close()
+
+    other = await asyncio.start_server(elsewhere, "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+
+    async def redirects(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        where = b"location: ws://127.0.0.1:%d/\r\ncontent-length: 0\r\n\r\n" % port
+        writer.write(b"HTTP/1.1 302 Found\r\nconnection: close\r\n" + where)
+        writer.close()
+
+    server = await asyncio.start_server(redirects, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with other, server, BlowingOffClient(tmp_path / "a.blow", url, "ib1_secret") as ann:
+        with pytest.raises(Blocked):
+            await SocketTransport.open(ann.http(), ann.offer())
+
+    assert [] == came
 
 
 async def test_a_token_that_is_no_good_ends_it(tmp_path: Path, guarded: None) -> None:

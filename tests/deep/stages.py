@@ -83,6 +83,9 @@ STAGES: Final = {
     "concurrent": Stage(
         "{count} rows by eight writers beside eight readers", 100_000, 1, (_STORM + "test_concurrent.py",)
     ),
+    "live": Stage(
+        "{count} live devices that see one another, over a server that is killed", 50, 1, (_STORM + "test_live.py",)
+    ),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

@@ -9,6 +9,7 @@ import json
 import sys
 
 from inbetweenies.asgi import ServerLimits, app, run, serving
+from inbetweenies.asgi.frames import BoundedSocket
 from inbetweenies.auth import SqliteTokens
 from inbetweenies.stores import SqliteStore
 
@@ -21,8 +22,17 @@ class Told(serving.BoundedProtocol):
         print("ended", self.client[1] if self.client else 0, flush=True)
 
 
+class ToldSocket(BoundedSocket):
+    """The same for a WebSocket."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        print("ended", self.client[1] if self.client else 0, flush=True)
+
+
 def main(database: str, bounds: str = "{}") -> None:
     serving.BoundedProtocol = Told  # type: ignore[misc]
+    serving.BoundedSocket = ToldSocket  # type: ignore[attr-defined]
     store, tokens = SqliteStore(database), SqliteTokens(database)
     run(app(store, tokens=tokens, admin_password="open", bounds=ServerLimits(**json.loads(bounds))), port=0)
 

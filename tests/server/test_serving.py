@@ -100,13 +100,13 @@ def test_http_that_is_none_is_refused_and_the_connection_closed(patient: Process
     assert isinstance(json.loads(body), dict)
 
 
-def test_a_websocket_handshake_is_not_taken_up(patient: Process) -> None:
+def test_a_websocket_handshake_to_another_path_is_not_taken_up(patient: Process) -> None:
     raw = (
         b"GET /api/v1/sync/ HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n"
         b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
 
-    assert head(patient.exchange(raw))[0] == 405
+    assert head(patient.exchange(raw))[0] == 404
 
 
 @pytest.mark.parametrize(

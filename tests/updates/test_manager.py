@@ -20,13 +20,15 @@ import blowing_off
 from blowing_off import AutoUpdateManager, BlowingOffClient
 from blowing_off.store import LocalStore
 from blowing_off.transport import Refused, Unreachable
+from blowing_off.updates import install
 from blowing_off.updates import manager as module
 from blowing_off.updates.channel import Offer, Part, UpdateFailed
 from blowing_off.updates.check import Compatible, ServerTooOld, Unknown, UpdateRecommended, UpdateRequired
 from blowing_off.updates.decide import DAY_US, HOUR_US, Ask, Availability, Install, Nothing, Tell, UpdateNeeded, Wanted
-from blowing_off.updates.install import Done, Updater
+from blowing_off.updates.install import Done, Site, Updater
 from blowing_off.updates.layout import Layout
 from blowing_off.updates.restart import UPDATED_VARIABLE
+from blowing_off.updates.state import Receipt, UpdateRunning, updating
 from inbetweenies.errors import LocalProtocolError, StoreError
 from tests.client.test_transport import Act, Evil, answer, says, serving
 from tests.support import NOW
@@ -87,7 +89,9 @@ def store(tmp_path: Path) -> Iterator[LocalStore]:
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of whoever runs this decides the outcome, and nothing here touches the environment that runs it."""
+    monkeypatch.setattr(install, "here", lambda: Site(prefix=tmp_path, purelib=tmp_path, python=sys.executable))
     for name in (UPDATED_VARIABLE, module.POLICY_VARIABLE, "BLOWING_OFF_INDEX"):
         monkeypatch.delenv(name, raising=False)
 
@@ -354,6 +358,17 @@ async def test_where_no_tool_can_tell_what_there_is_no_release_is_named(store: L
     assert "1.1" not in told[0]
 
 
+async def test_a_folder_of_wheels_that_was_taken_away_does_not_fail_a_sync(store: LocalStore, tmp_path: Path) -> None:
+    told: list[str] = []
+    store.keep(update_from=str(tmp_path / "stick"))
+    manager = managed(Says({**GOOD, "min_client_version": "1.1"}), store, channel=None, teller=told.append)
+
+    outcome = await manager.run()
+
+    assert isinstance(outcome.move, Tell)
+    assert "the place that releases come from is not there" in told[0]
+
+
 async def test_a_memory_that_cannot_be_written_does_not_stop_a_check(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +427,33 @@ def test_a_program_goes_on_as_the_release_that_was_installed(monkeypatch: pytest
     [(program, command, environment)] = gone
     assert [program, "-m", "their_daemon", "--port", "1"] == command
     assert "1.0.0" == environment[UPDATED_VARIABLE]
+
+
+async def test_a_disk_that_is_full_ends_an_update_in_words(store: LocalStore) -> None:
+    class Full(Shelf):
+        def fetch(self, offer: Offer, folder: Path) -> None:
+            raise OSError(28, "No space left on device")
+
+    told: list[str] = []
+    body = {**GOOD, "min_client_version": "1.1"}
+    outcome = await managed(Says(body), store, channel=Full("1.2.0"), policy="auto", teller=told.append).run()
+
+    assert outcome.failure == told[0]
+    assert "No space left on device" in told[0]
+    assert "Nothing was lost" in told[0]
+
+
+def test_an_update_that_goes_on_elsewhere_is_not_taken_for_one_that_was_cut_off(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    updater = managed(store=store).updater()
+    receipt = Receipt(before="1.0.0", after="1.1.0", format=2, folder=str(tmp_path / "no"), prefix=str(tmp_path))
+    updater.state.change(lambda kept: replace(kept, touching=receipt))
+
+    with updating(tmp_path), pytest.raises(UpdateRunning):
+        updater.recover()
+
+    assert receipt == updater.state.read().touching
 
 
 def test_without_a_store_nothing_is_installed() -> None:

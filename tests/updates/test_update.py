@@ -24,6 +24,7 @@ import pytest
 from blowing_off.store import LocalStore
 from blowing_off.updates.channel import SUMS
 from blowing_off.updates.state import updating
+from tests.server.calls import running
 from tests.updates.demanding import Demanding, demanding
 from tests.updates.releases import ROOT, Environment, clean, libraries, needed_wheels, wheel
 
@@ -116,6 +117,10 @@ def by_pip(tmp_path: Path, shared: Path, server: Demanding) -> Home:
 @pytest.fixture
 def home(tmp_path: Path, server: Demanding) -> Home:
     """Installed by uv, as a tool: what most tests use, since uv is quick."""
+    return by_uv(tmp_path, server)
+
+
+def by_uv(tmp_path: Path, server: Demanding) -> Home:
     needed_wheels(tmp_path / "wheels")
     wheel(tmp_path / "wheels", "1.0.0")
     places = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin"), "PATH": PATH}
@@ -162,6 +167,23 @@ def test_with_auto_a_refused_client_updates_itself_goes_on_and_pushes_what_waits
     assert "1.1.0" == by_pip.release
     assert {"1.1.0": ["Desk lamp"]} == {release: names for release, names in by_pip.server.pushed.items() if names}
     assert {"1.0.0"} == set(by_pip.server.refused)
+
+
+def test_the_server_of_this_tree_says_which_release_it_needs_and_the_client_moves_there(tmp_path: Path) -> None:
+    db = tmp_path / "server.sqlite"
+    serve = ["-m", "inbetweenies.cli", "serve", "--port", "0", "--db", str(db), "--min-client-version", "1.1"]
+    with running(serve) as process:
+        server = Demanding(process.url, db)
+        server.url = process.url
+        home = by_uv(tmp_path, server)
+        wheel(home.channel, "1.1.0")
+
+        told = home.json("sync", BLOWING_OFF_UPDATES="auto")
+        after = home.json("update", "--check")
+
+    assert (1, 0) == (told["pushed"], told["pending"])
+    assert "1.1.0" == home.release
+    assert ("1.1.0", "compatible", None) == (after["running"], after["server"], after["available"])
 
 
 # --- people -------------------------------------------------------------------------------------------------------
