@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from . import merge, rewind
 from .errors import RemoteProtocolError, clip
 from .intake import check_edge, check_entity, in_order, refused
-from .limits import Allowance, Limits
+from .limits import VISIT_BYTES, Allowance, Limits
 from .merge import Policy, later, side_of
 from .model import (
     SEQ_MAX,
@@ -53,7 +53,6 @@ DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
 NOTHING: Final = Head(epoch="")
 MILLISECOND: Final = 1_000  # in microseconds
-VISIT_BYTES: Final = 64  # what looking at one ancestor counts for: about as much as decoding so much of a row
 
 
 class Decision(Struct, frozen=True, kw_only=True):

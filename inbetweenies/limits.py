@@ -59,6 +59,10 @@ class Limits(Struct, frozen=True, kw_only=True):
 LIMITS: Final = Limits()
 
 
+#: What looking at one row of a history counts for: about as much as decoding so much of one.
+VISIT_BYTES: Final = 64
+
+
 class Allowance:
     """What one push may still do of a kind. What it asks for first passes whatever that costs, or it never would."""
 

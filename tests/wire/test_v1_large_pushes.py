@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from inbetweenies.limits import Limits
+from inbetweenies.limits import VISIT_BYTES, Limits
 from inbetweenies.model import Reads
 from inbetweenies.wire.v1 import codec
 from tests.support import Server, at, entity
@@ -60,6 +60,21 @@ def test_a_push_over_many_old_states_reads_only_so_many_of_them() -> None:
     assert 6 == len(answer["applied"]) + len(answer["refused"])
     assert 0 < len(answer["applied"]) < 6
     assert {"too_much_at_once"} == {code for code, _ in problems(answer)}
+
+
+def test_a_push_of_many_edits_of_a_record_with_a_long_past_looks_through_it_only_so_often() -> None:
+    server, client = house()
+    small = entity("bulb", at(0))
+    server.push(small)
+    past = [change("accessory", record("accessory", "bulb", n, name=f"Bulb {n}"), label=str(n)) for n in range(40)]
+    assert 40 == len(client.push(*past)["applied"])
+    server.limits = Limits(handled_bytes_max=10 * 40 * VISIT_BYTES)
+    more = [change("accessory", record("accessory", "bulb", 100 + n), label=str(n)) for n in range(40)]
+    answer = client.push(*more)
+
+    assert {"too_much_at_once"} == {code for code, _ in problems(answer)}
+    assert 40 == len(answer["applied"]) + len(answer["refused"])
+    assert 5 < len(answer["applied"]) < 15
 
 
 def test_records_that_are_made_are_counted_too() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from ...limits import Allowance, Limits, canonical
+from ...limits import VISIT_BYTES, Allowance, Limits, canonical
 from ...model import (
     TIME_MIN,
     Change,
@@ -181,7 +181,7 @@ def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     writer = _Writer(push.client, context.user)
     yield from _named(jobs, graph, writer)
     yield from _settled(jobs, graph, context.graph)
-    yield from _pushed(jobs, graph, writer, context.graph)
+    jobs = yield from _pushed(jobs, graph, writer, context.graph, turns, limits)
     graphs = yield from _graphs(jobs, graph, acked, limits)
 
     draft = Draft(_coming(jobs, graph))
@@ -296,10 +296,13 @@ def _token(text: str | None) -> tuple[int, str]:
 # --- up: what the client knew -------------------------------------------------------------------------------------
 
 
-def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> Plan[None]:
+def _pushed(
+    jobs: list[_Job], graph: Graph, writer: _Writer, name: str, turns: list[Turn], limits: Limits
+) -> Plan[list[_Job]]:
     """Find what the client of each job pushed of its record since the state that its token names.
 
-    Only what it pushed before counts as known: a push may be late, or come again after newer ones.
+    Only what it pushed before counts as known: a push may be late, or come again after newer ones. Each job looks
+    through a whole history; of the jobs for which that is too much in one push, none goes on.
     """
     rows: dict[str, None] = {}
     edges: dict[int, tuple[str, ...]] = {}
@@ -313,9 +316,18 @@ def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> P
             edges[job.index] = tuple(dict.fromkeys([*(edge.id for edge in leaving), *made])) if job.links else ()
     wanted = tuple(dict.fromkeys(id_ for ids in edges.values() for id_ in ids))
     if not rows and not wanted:
-        return
+        return jobs
     held = yield Reads(history=tuple(rows), edge_history=wanted)
+    allowance = Allowance(limits.handled_bytes_max)
+    done = []
     for job in jobs:
+        if allowance.spent:
+            turns[job.index] = _too_much(job)
+            continue
+        done.append(job)
+        looked_at = len(held.history.get(job.entity_id, ()))
+        looked_at += sum(len(held.edge_history.get(id_, ())) for id_ in edges.get(job.index, ()))
+        allowance.spend(VISIT_BYTES * looked_at)
         own = [row for row in held.history.get(job.entity_id, ()) if row.seq > job.seen_at and writer.owns(row)]
         job.first = own[0].seq if own else 0
         job.own = tuple(_as_made(filter(job.follows, own)))
@@ -326,6 +338,7 @@ def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> P
         # As with `_last`: what came last and what was made last may be two, and this may be built on either.
         job.said.update((link, end) for link, end in _ends(before).items() if end == job.item.fields.get(link))
         job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
+    return done
 
 
 def _as_made(rows: Iterable[Row]) -> list[Row]:
