@@ -7,6 +7,7 @@ authentication and fsync included. Every answer is checked for what it should ho
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -26,7 +27,7 @@ from inbetweenies.replica import State, copy_of
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.wire import load, v2
 
-from . import data
+from . import data, live
 from .floors import ClientFloor, ServerFloor
 from .measure import (
     MB,
@@ -59,6 +60,8 @@ class Sizes(Struct, frozen=True, kw_only=True):
     batch: int = 100
     turns: int = 5
     crowd_turns: int = 9
+    devices: int = 50
+    idle: int = 900
     short_turns: int = 15
     long_turns: int = 2
 
@@ -69,6 +72,8 @@ QUICK: Final = Sizes(
     huge=300,
     small=100,
     clients=4,
+    devices=3,
+    idle=5,
     batches=8,
     batch=10,
     turns=1,
@@ -560,6 +565,82 @@ def _posted(job: tuple[Peer, list[bytes]]) -> int:
     return sum(len(_told.decode(peer.post(body)).applied) for body in bodies)
 
 
+# --- connections that stay open -----------------------------------------------------------------------------------
+
+
+def live_fanout_50(bench: Bench) -> list[Row]:
+    """One push, until every connected device has heard it, over the same devices that each pull it by HTTP."""
+    server, devices, rounds = bench.server, bench.sizes.devices, count(1)
+    changes = [data.home(1)[0]]
+    with server.peer("live") as writer, ExitStack() as end:
+        cursor = _cursor(writer)
+        peers = [end.enter_context(server.peer("live")) for _ in range(devices)]
+        crowd = end.enter_context(live.Crowd(server.url, server.token("live"), devices, data.pull(cursor[0])))
+        spent: list[list[float]] = [[], []]
+
+        def pushed() -> str:
+            changes[:] = [data.edited(changes[0], next(rounds))]
+            body = data.push(tuple(changes), cursor=cursor[0])
+            told = _told.decode(writer.post(body))
+            assert (len(told.applied), told.cursor is None) == (1, False)
+            before, cursor[0] = cursor[0], told.cursor or ""
+            return before
+
+        def measured(which: int, work: Callable[[], object]) -> float:
+            before = cpu_of(server.pid)
+            seconds = wall(work)
+            spent[which].append(cpu_of(server.pid) - before)
+            return seconds
+
+        def heard() -> None:
+            pushed()
+            crowd.heard()
+
+        def pulled() -> None:
+            before = pushed()
+            for peer in peers:
+                assert 1 == len(_told.decode(peer.post(data.pull(before))).changes)
+
+        def live_one() -> float:
+            return measured(0, heard)
+
+        def pull_one() -> float:
+            # Nobody is connected meanwhile: the floor is the pulls alone.
+            crowd.leave()
+            seconds = measured(1, pulled)
+            crowd.join(data.pull(cursor[0]))
+            return seconds
+
+        times = in_turns(bench.sizes.short_turns, live_one, pull_one)
+    kept = [each[-len(times[0]) :] for each in spent]
+    note = (
+        f"one push heard by {devices} connected devices; floor: the push and {devices} delta pulls by HTTP, one by one"
+    )
+    return [
+        held_against("live_fanout_50", *kept, unit="ms", scale=MS, most=1.5, note=f"server process CPU; {note}"),
+        held_against("live_fanout_50.wall", *times, unit="ms", scale=MS, most=1.5, note=f"wall; {note}"),
+    ]
+
+
+def idle_sockets(bench: Bench) -> list[Row]:
+    """What connections cost on which nothing happens: memory of the server, and its CPU."""
+    idle = bench.sizes.idle
+    with Server(bench.path("server")) as server:
+        with server.peer("default") as peer:
+            cursor = _cursor(peer)
+        before = memory_of(server.pid, peak=False)
+        with live.Crowd(server.url, server.token("default"), idle, data.pull(cursor[0])):
+            used = memory_of(server.pid, peak=False) - before
+            start = cpu_of(server.pid)
+            seconds = wall(lambda: time.sleep(5 if idle > 100 else 1))
+            share = 100 * (cpu_of(server.pid) - start) / seconds
+    note = f"{idle:,} connections of one graph that have asked once"
+    return [
+        bounded("idle_sockets", [1024 * used / idle], unit="KB", most=50, note=f"resident memory each; {note}"),
+        bounded("idle_sockets.cpu", [share], unit="%", most=10, note=f"of one core, tokens and news looked at; {note}"),
+    ]
+
+
 SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -576,5 +657,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         deployed_full_100k,
         v1_full_100k,
         concurrent_push,
+        live_fanout_50,
+        idle_sockets,
     )
 }
