@@ -160,7 +160,7 @@ class Conflict(Struct, frozen=True, kw_only=True):
 # --- values that stores hold --------------------------------------------------------------------------------------
 
 
-class Row(Struct, frozen=True, kw_only=True, gc=False):
+class Row(Struct, frozen=True, gc=False):  # not keyword-only: a store makes many, by position in a quarter of the time
     """PROTOCOL 4.1: one line of a graph's log, immutable but for `until`.
 
     Attributes:
