@@ -6,7 +6,9 @@ held of it never depends on how large the graph is. Every edge is told with the 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Final, TypeAlias
 
 from .limits import Limits
@@ -90,12 +92,8 @@ def ends(rows: Sequence[Row], span: Span) -> bool:
 
 def fitting(rows: Sequence[Row], most: int) -> Sequence[Row]:
     """PROTOCOL 4.9: as many of `rows` as an answer of `most` bytes has room for, but at least one."""
-    left = most
-    for number, row in enumerate(rows):
-        left -= len(row.body) + FRAME_BYTES
-        if left < 0 and number:
-            return rows[:number]
-    return rows
+    sizes = list(accumulate([len(row.body) + FRAME_BYTES for row in rows]))
+    return rows[: max(bisect_right(sizes, most), 1)]
 
 
 def piece(response: SyncResponse, unread: Unread, after: int, limits: Limits) -> Plan[tuple[list[Told], int | None]]:

@@ -496,7 +496,7 @@ def _out(told: Iterable[Told]) -> list[ChangeOut]:
         ChangeOut(
             change_type="delete" if entity is not None and entity.deleted else "update",
             entity=None if entity is None else _body(entity),
-            relationships=[_body(edge) for edge in edges],
+            relationships=[_body(edge) for edge in edges] if edges else [],
         )
         for entity, edges in told
     ]
