@@ -49,7 +49,7 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     buffered_bytes_max: int = 256 * 2**20  # of all bodies together: 64 of the largest ones would be a gigabyte
     threads: int = 16  # for stores that block
     login_failures_max: int = 10  # per source and minute
-    sockets_max: int = 1000  # WebSocket connections; an idle one costs some 20 KB
+    sockets_max: int = 1000  # WebSocket connections; an idle one costs some 30 KB
     first_message_seconds: float = 10  # for a connection that has not said yet which wire version it speaks
     origins: frozenset[str] = frozenset()  # pages that may connect by WebSocket; programs name none
 

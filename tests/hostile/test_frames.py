@@ -180,6 +180,9 @@ def test_frames_before_the_handshake_is_answered_are_not_looked_at(impatient: Si
         connection.sendall(handshake(impatient.token, V2))
         connection.sendall(frame(PING) + bytes.fromhex("838000000000"))
         with suppress(ConnectionError):
+            if connection.recv(65536):
+                # They came with the handshake and nobody saw them, or behind the answer.
+                connection.sendall(frame(CLOSE, b"\x03\xe8"))
             read_all(connection)
 
         assert impatient.ended(connection)
@@ -227,24 +230,52 @@ def test_a_handshake_that_is_refused_is_told_why(impatient: Site, status: int, c
     check_problem(status, body)
 
 
-def test_there_is_room_for_so_many_connections_and_again_when_one_has_gone(tmp_path: Any) -> None:
-    with attacked(tmp_path, sockets_max=2) as site, connected(site, V2) as one, connected(site, V2):
-        raw = site.process.exchange(handshake(site.token, V2))
-        one.sendall(frame(CLOSE, b"\x03\xe8"))
-        assert [CLOSE] == [kind for kind, _ in told(read_all(one))]
-        assert site.ended(one)
-        with connected(site, V2):
-            pass
+# --- as much as there is room for ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A patient server with room for two connections, and for a megabyte of what they say."""
+    with attacked(tmp_path_factory.mktemp("cramped"), sockets_max=2, buffered_bytes_max=MIB) as started:
+        yield started
+
+
+def test_there_is_room_for_so_many_connections_and_again_when_one_has_gone(cramped: Site) -> None:
+    with connected(cramped, V2) as one, connected(cramped, V2) as other:
+        raw = cramped.process.exchange(handshake(cramped.token, V2))
+        for each in (one, other):
+            each.sendall(frame(CLOSE, b"\x03\xe8"))
+            assert [CLOSE] == [kind for kind, _ in told(read_all(each))]
+            assert cramped.ended(each)
+            with connected(cramped, V2) as later:
+                later.shutdown(socket.SHUT_WR)
+                assert cramped.ended(later)
 
     assert b"503" == raw.split(b" ", 2)[1]
 
 
-def test_messages_that_are_too_large_together_find_no_room(tmp_path: Any) -> None:
-    with attacked(tmp_path, buffered_bytes_max=MIB) as site:
-        with connected(site, V2) as idle:
-            idle.sendall(frame(TEXT, bytes(MIB // 2), bits=0) + frame(PING, b"there"))
-            assert b"there" in idle.recv(64)
-            assert 1013 == ending(site, frame(TEXT, bytes(MIB // 2 + 1), size=MIB))
-            idle.shutdown(socket.SHUT_WR)
-            assert site.ended(idle)
-        assert 4400 == ending(site, frame(TEXT, bytes(MIB // 2 + 1)))  # there is room again
+def test_messages_that_are_too_large_together_find_no_room(cramped: Site) -> None:
+    half = frame(TEXT, bytes(MIB // 2), bits=0) + frame(PING, b"there")
+    with connected(cramped, V2) as idle:
+        idle.sendall(half)
+        assert b"there" in idle.recv(64)
+        assert 1013 == ending(cramped, frame(TEXT, bytes(MIB // 2 + 1), size=MIB))
+        idle.shutdown(socket.SHUT_WR)
+        assert cramped.ended(idle)
+    with connected(cramped, V2) as again:  # there is room again
+        again.sendall(half)
+        assert b"there" in again.recv(64)
+        again.shutdown(socket.SHUT_WR)
+        assert cramped.ended(again)
+
+
+def test_pings_of_a_peer_that_reads_no_pongs_are_left_unread(cramped: Site) -> None:
+    with connected(cramped, V2) as connection:
+        connection.settimeout(0.5)
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < 500:
+                connection.sendall(NEVER_READ["pings"])
+                sent += 1
+
+    assert sent < 500
