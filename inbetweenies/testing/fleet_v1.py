@@ -1,0 +1,235 @@
+"""The clients of `MixedFleet` that speak `inbetweenies-v1`, and the one of a version to come that falls back to it.
+
+As in `fleet_clients`: small, honest models of what is deployed, defects included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import msgspec
+
+from ..model import format_time, parse_time
+from .fleet_base import NAMES, Act, Body, Client, DoneRecord, Pushed, World, read_json
+
+_encode = msgspec.json.Encoder().encode
+
+#: The records that stand for `THINGS`; the others have none.
+_RECORDS: Final[Mapping[str, str]] = {
+    "home": "home", "lamp": "accessory", "room": "room", "ann": "user", "hub": "accessory", "cabin": "home",
+}  # fmt: skip
+#: Texts that v1 programs really write.
+V1_TEXTS: Final = ("Acme", "L1", None)
+_PLAIN: Final[Mapping[str, Body]] = {
+    "home": {"is_primary": False},
+    "room": {},
+    "accessory": {
+        "manufacturer": None,
+        "model": None,
+        "serial_number": None,
+        "firmware_version": None,
+        "is_reachable": True,
+        "is_blocked": False,
+        "is_bridge": False,
+        "bridge_id": None,
+    },
+    "user": {"is_administrator": False, "is_owner": False, "remote_access_allowed": True},
+}
+#: The fields that a person changes, with the values a program writes.
+_EDITABLE: Final[Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
+    "home": (("is_primary", (True, False)),),
+    "room": (("name", NAMES[:4]),),
+    "accessory": (("manufacturer", V1_TEXTS), ("is_reachable", (True, False)), ("model", V1_TEXTS)),
+    "user": (("is_owner", (True, False)),),
+}
+
+
+class V1(Client):
+    """The v1 client as deployed: request, push, ack, with whole records.
+
+    It keeps a pulled record only if that is newer by its `updated_at`, even over an edit that waits; it clears an edit
+    when the push's answer says ``applied``, even if the record was edited since (then it is in `stray`); its watermark
+    is its own clock.
+    """
+
+    kind = "v1"
+    wire = "inbetweenies-v1"
+    acts = ("create", "rename", "set", "move")
+
+    def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
+        super().__init__(name, world, user=user, skew=skew)
+        self.records: dict[tuple[str, str], Body] = {}
+        #: What waits: the fields that a person changed since the last ack, by record.
+        self.marks: dict[tuple[str, str], set[str]] = {}
+        self.last_sync: str | None = None
+        #: The fields that a person changed since this client last agreed with the server on them, by record.
+        self.touched: dict[tuple[str, str], set[str]] = {}
+        self.attempts = 0
+        self.times: set[int] = set()
+        self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
+        self.stray: set[tuple[str, str]] = set()
+        #: Records that are as a person left them here, not as a pull told them.
+        self.own: set[tuple[str, str]] = set()
+
+    # a person
+
+    def edit(self, act: Act) -> str | None:
+        type_ = _RECORDS.get(act.thing)
+        if type_ is None:
+            return None
+        key = (type_, act.thing)
+        before = self.records.get(key)
+        # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
+        now = self.now
+        while now in self.times:
+            now += 1
+        self.times.add(now)
+        time = format_time(now, naive=True)
+        stamps = {"created_at": time, "updated_at": time, "sync_id": None}
+        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
+        if before is None:
+            if act.verb != "create" or (type_ != "home" and not homes):
+                return None
+            record = {"id": act.thing, "name": NAMES[act.value % 3], **_PLAIN[type_], **stamps}
+            if type_ != "home":
+                record["home_id"] = homes[0]
+            changed = set(record) - {"id", *stamps}
+        else:
+            record = dict(before)
+            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
+            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
+            field, values = fields[act.value % len(fields)]
+            if act.verb in ("create", "rename") or not values:
+                field, values = "name", NAMES[:4]
+            record[field] = values[act.value // len(fields) % len(values)]
+            record["updated_at"] = time
+            changed = {field}
+        self.records[key] = record
+        self.own.add(key)
+        self.marks[key] = self.marks.get(key, set()) | changed
+        self.touched.setdefault(key, set()).update(changed)
+        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+
+    def _held(self, type_: str, thing: str) -> tuple[str, ...]:
+        """The records of a type that another record can point to."""
+        return tuple(id_ for kind, id_ in sorted(self.records) if kind == type_ and id_ != thing)
+
+    # a sync
+
+    def begin(self) -> str:
+        return "request"
+
+    def compose(self) -> bytes:
+        if self.phase == "request":
+            return self.envelope(
+                type="sync_request",
+                last_sync=self.last_sync,
+                entity_types=["homes", "rooms", "accessories", "users"],
+                include_deleted=True,
+            )
+        if self.phase == "ack":
+            return self.envelope(type="sync_ack", sync_completed_at=format_time(self.now, naive=True))
+        self.sent = {}
+        changes = []
+        for key in self.marks:
+            self.attempts += 1
+            token = f"{self.name}-{self.attempts}"
+            self.sent[token] = (key, dict(self.records[key]), frozenset(self.marks[key]))
+            changes.append(
+                {
+                    "entity_type": key[0],
+                    "entity_id": key[1],
+                    "operation": "update",
+                    "data": dict(self.records[key]),
+                    "client_sync_id": token,
+                }
+            )
+        touched = {key[1]: frozenset(self.touched.get(key, ())) for key in self.marks}
+        self.pushed = Pushed(records=tuple(changes), touched=touched)
+        return self.envelope(type="sync_push", changes=changes)
+
+    def envelope(self, *, type: str, **fields: Any) -> bytes:  # noqa: A002 - the field's name on the wire
+        """A message of this program."""
+        return _encode({"type": type, "client_id": self.name, **fields})
+
+    def read(self, answer: bytes) -> Body:
+        """An answer, as far as this program looks at it."""
+        return read_json(answer, self.wire)
+
+    def absorb(self, answer: bytes) -> str:
+        told = self.read(answer)
+        if self.phase == "request":
+            for change in told["changes"]:
+                self.take(change)
+            return "push" if self.marks else "ack"
+        if self.phase == "push":
+            for applied in told["applied"]:
+                if applied["status"] == "applied" and applied["client_sync_id"] in self.sent:
+                    self.forget(*self.sent[applied["client_sync_id"]])
+            return "ack"
+        self.last_sync = format_time(self.now, naive=True)
+        return ""
+
+    def take(self, change: Body) -> None:
+        key = (change["entity_type"], change["entity_id"])
+        here = self.records.get(key)
+        if change["operation"] == "delete":
+            for kept in (self.records, self.marks, self.touched):
+                kept.pop(key, None)
+        elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
+            self.records[key] = dict(change["data"])
+            self.stray.discard(key)
+            self.own.discard(key)
+            self.touched.pop(key, None)
+            if key in self.marks:
+                # The edit is written over; what is pushed now is the server's own record, which claims nothing.
+                self.marks[key] = set()
+
+    def forget(self, key: tuple[str, str], record: Body, changed: frozenset[str]) -> None:
+        here = self.records[key]
+        if self.marks.pop(key, None) and here != record:
+            self.stray.add(key)
+        self.touched[key] = {
+            field for field in self.touched.get(key, ()) if not (field in changed and here[field] == record[field])
+        }
+        self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        return tuple("/".join(key) for key in self.marks)
+
+
+class Unknown(V1):
+    """A client of a version to come: it falls back to v1 shapes and reads the `negotiation` in the answers."""
+
+    kind = "unknown"
+    asks: ClassVar[str] = "inbetweenies-v7"
+
+    def begin(self) -> str:
+        # Only reads and pushes of exact v1 shape are promised to versions that a server does not know.
+        return "request"
+
+    def envelope(self, *, type: str, **fields: Any) -> bytes:  # noqa: A002 - the field's name on the wire
+        return _encode({"protocol_version": self.asks, "type": type, "client_id": self.name, **fields})
+
+    def read(self, answer: bytes) -> Body:
+        told = super().read(answer)
+        negotiation = told.get("negotiation")
+        if not isinstance(negotiation, dict) or negotiation.get("served") != told.get("protocol_version"):
+            self.world.broken("10 (downgrade)", f"{self.name} is served something else and not told what: {told}")
+        if negotiation["requested"] != self.asks or negotiation["served"] not in negotiation["supported"]:
+            self.world.broken("10 (downgrade)", f"{self.name} asked for {self.asks} and is told {negotiation}")
+        return told
+
+    def absorb(self, answer: bytes) -> str:
+        phase = super().absorb(answer)
+        if phase != "ack":
+            return phase
+        self.last_sync = format_time(self.now, naive=True)
+        return ""
+
+    def odd_write(self) -> bytes:
+        """A write of the version to come, in a shape that nobody here knows: it must be refused whole."""
+        change = {"op": "put", "entity": {"id": "lamp", "name": "from the future"}}
+        return _encode({"protocol_version": self.asks, "client_id": self.name, "changes": [change]})
