@@ -149,7 +149,7 @@ class MixedFleet(RuleBasedStateMachine):
         self.clock = START
         self.store = self.make_store()
         self.handler = self.make_handler(self.store, lambda: self.clock)
-        self.ledger = None if self.store is None else Ledger(self._read, self.broken)
+        self.ledger = None if self.store is None else Ledger(self._read, self.broken, self.graph)
         self.clients: list[Client] = []
         self.exchanges: dict[str, int] = {}
         self.things: tuple[str, ...] = tuple(THINGS)

@@ -258,6 +258,8 @@ class ModernV2(_V2):
         self.sent: tuple[Pending, ...] = ()
         #: Whether the server's log may have been rewound under this client, so that a digest may rightly differ.
         self.rewound = False
+        #: How many rows the last answer told, and whether it said that there are more.
+        self.page, self.more = 0, False
 
     def row(self, id_: str) -> Entity | None:
         found = self.store.visible(("entity", id_))
@@ -311,6 +313,8 @@ class ModernV2(_V2):
             raise NoAnswer from error
         if told.protocol_version != self.wire:
             raise NoAnswer  # PROTOCOL 5.9
+        self.page = sum((change.entity is not None) + len(change.relationships) for change in told.changes)
+        self.more = told.more
         before = self.store.image
         absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
         if absorbed.healed and not self.rewound:
@@ -332,6 +336,12 @@ class ModernV2(_V2):
     def _unsent(self) -> bool:
         sent = {item.n for item in self.sent}
         return any(item.note is None and item.n not in sent for item in self.store.image.pending.values())
+
+    def offers(self) -> set[RowKey]:
+        """What it would offer to a server that has lost its log: what waits, and what it takes for current."""
+        image = self.store.image
+        told: set[RowKey] = {(*key, pointer.theirs) for key, pointer in image.pointers.items() if pointer.theirs}
+        return told | {(*item.copy.key, item.copy.version) for item in image.pending.values()}
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""

@@ -81,6 +81,7 @@ def _check_deployed(client: DeployedV2, rows: Rows, but: frozenset[str]) -> None
 
 def _check_v1(client: V1, records: Iterable[Body], but: frozenset[str]) -> None:
     """A v1 client holds what a new one would get, as far as its own clock lets it."""
+    living = {change["entity_id"] for change in records if change["operation"] != "delete"}
     for change in records:
         key = (change["entity_type"], change["entity_id"])
         here = client.records.get(key)
@@ -92,10 +93,12 @@ def _check_v1(client: V1, records: Iterable[Body], but: frozenset[str]) -> None:
         if ahead >= (parse_time(change["updated_at"]) or 0) and key in client.own:
             # Its own edit, which lost or said nothing new: it takes nothing for news that is not newer than that.
             continue
-        # Where it is may follow from what it is in, and then changes without the record's time.
+        # Where it is may follow from what it is in or hangs on, and then changes without the record's time.
         told = ("updated_at", "created_at", "sync_id", "home_id")
         mine, theirs = (
             {field: value for field, value in record.items() if field not in told} for record in (here, change["data"])
         )
+        if "bridge_id" in mine and mine["bridge_id"] not in living:
+            mine["bridge_id"] = theirs["bridge_id"]
         if not same(mine, theirs):
             client.world.broken("8 (cursor)", f"{client.name} holds {here}; a new client gets {change}")

@@ -29,6 +29,7 @@ from ..model import (
     body_of,
     parse_time,
     row_hash,
+    uuid5,
 )
 from .fleet_base import THINGS, Body, Done, DoneRecord, Pushed
 
@@ -106,9 +107,10 @@ def document(row: Row | Entity) -> dict[str, Any]:
 class Ledger:
     """The log of one graph, as read so far; whatever it reads it checks."""
 
-    def __init__(self, read: Callable[[Reads], Held], broken: Broken) -> None:
+    def __init__(self, read: Callable[[Reads], Held], broken: Broken, graph: str = "default") -> None:
         self._read = read
         self._broken = broken
+        self._graph = graph
         self.head: Head = read(Reads()).head
         self.rows: list[Row] = []
         self.by_version: dict[tuple[Kind, str, str], Row] = {}
@@ -170,13 +172,15 @@ class Ledger:
         """The rows after `after`. The port shows current rows; others are asked for by id, version or time."""
         found = {row.seq: row for row in held.span if row.seq > after}
         if len(found) < upto - after:
-            ids = {
-                *THINGS,
-                *(row.id for row in pushed.rows),
-                *(record.get("entity_id", "") for record in pushed.records),
-            }
-            history = self._read(Reads(history=tuple(ids))).history
-            found.update({row.seq: row for rows in history.values() for row in rows if row.seq > after})
+            records = [record.get("entity_id", "") for record in pushed.records]
+            ids = {*THINGS, *(row.id for row in pushed.rows), *records}
+            edges = {row.id for row in found.values() if row.kind == "edge"}
+            edges.update(id_ for kind, id_ in self.of_id if kind == "edge")
+            # PROTOCOL 8.9: what a v1 record makes.
+            edges.update(uuid5(self._graph, id_ + link) for id_ in records for link in ("home_id", "bridge_id"))
+            held = self._read(Reads(history=tuple(sorted(ids)), edge_history=tuple(sorted(edges))))
+            rows = (*held.history.values(), *held.edge_history.values())
+            found.update({row.seq: row for each in rows for row in each if row.seq > after})
         for seq in range(after + 1, upto + 1):
             if seq not in found:
                 span = self._read(Reads(span=Span(after=seq - 1, upto=seq), as_of=seq)).span
@@ -235,18 +239,19 @@ class Ledger:
             return None
         for version in (value.version, _renamed(value)):
             held = self.by_version.get((kind, value.id, version))
-            if held is not None and self._says(held, value):
+            if held is not None and self.says(held, value):
                 return held
         return next(
             (
                 row
                 for row in self.of_id.get((kind, value.id), ())
-                if row.version.startswith(value.version + "#") and self._says(row, value)
+                if row.version.startswith(value.version + "#") and self.says(row, value)
             ),
             None,
         )
 
-    def _says(self, row: Row, value: Entity | Relationship) -> bool:
+    def says(self, row: Row, value: Entity | Relationship) -> bool:
+        """Whether a row holds what `value` says."""
         if isinstance(value, Entity):
             return same(document(row), document(value))
         edge = row.relationship()
@@ -289,14 +294,35 @@ class Ledger:
         rows = self.of_id.get(("entity", done.id), [])
         for field, value in done.fields.items():
             if field.endswith("_id"):
-                ends = {row.relationship().to_entity_id for row in self.rows if row.from_id == done.id}
+                ends = {row.to_id for row in self.rows if row.from_id == done.id}
                 # Where nothing says where a thing is, v1 is shown a placeholder, and to agree with it is no edit.
-                held = value in ends or value is None or not ends
+                held = value in ends or value is None or not self._is_placed(done.id)
             else:
                 held = any(same(view_field(row, field), value) for row in rows)
             if not held:
                 return f"{field} = {value!r} of {done.id}, and no row of it says so"
         return None
+
+    def _is_placed(self, id_: str) -> bool:
+        """Whether an edge leads from an entity to one that is there."""
+        there = (
+            self.current.get(("entity", row.to_id))
+            for row in self.current.values()
+            if row.from_id == id_ and not row.deleted
+        )
+        return any(end is not None and not end.deleted for end in there)
+
+    def settled(self, value: Entity | Relationship) -> bool:
+        """Whether nothing of `value` is left to be stored: it is held, or it never can be."""
+        if self.find(value) is not None or self._noop(value) or not value.version.isprintable():
+            return True
+        if isinstance(value, Entity):
+            return False
+        ends = (
+            ("entity", value.from_entity_id, value.from_entity_version),
+            ("entity", value.to_entity_id, value.to_entity_version),
+        )
+        return any(end not in self.by_version for end in ends)
 
     def _noop(self, row: Entity | Relationship) -> bool:
         """A delete of what never was leaves no row."""
@@ -392,12 +418,12 @@ class Ledger:
                 self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
             return
         now = self.current["entity", row.id]
-        if row.version in self.ancestors(row.id, (now.version,)):
+        # What it was merged into may have lost in the same push, and that is told of.
+        if row.version in self.ancestors(row.id, (now.version, *lost.versions.get(row.id, ()))):
             return
         if same(document(row), document(before)) or (row.deleted and before.deleted):
             return
-        original = row.version.partition("#")[0]
-        if lost.names(row.id, original) or lost.names(row.id, row.version):
+        if lost.names(row.id, row.version.partition("#")[0]):
             return
         base = self.base_of(row)
         if base is not None and not base.deleted:

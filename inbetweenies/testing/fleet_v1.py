@@ -60,6 +60,8 @@ class V1(Client):
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         super().__init__(name, world, user=user, skew=skew)
         self.records: dict[tuple[str, str], Body] = {}
+        #: The records as the server told them last.
+        self.shown: dict[tuple[str, str], Body] = {}
         #: What waits: the fields that a person changed since the last ack, by record.
         self.marks: dict[tuple[str, str], set[str]] = {}
         self.last_sync: str | None = None
@@ -175,10 +177,11 @@ class V1(Client):
         key = (change["entity_type"], change["entity_id"])
         here = self.records.get(key)
         if change["operation"] == "delete":
-            for kept in (self.records, self.marks, self.touched):
+            for kept in (self.records, self.shown, self.marks, self.touched):
                 kept.pop(key, None)
         elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
             self.records[key] = dict(change["data"])
+            self.shown[key] = change["data"]
             self.stray.discard(key)
             self.own.discard(key)
             self.touched.pop(key, None)
@@ -193,7 +196,10 @@ class V1(Client):
         self.touched[key] = {
             field for field in self.touched.get(key, ()) if not (field in changed and here[field] == record[field])
         }
-        self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
+        # To agree with where a thing is shown is no edit, even if it is shown there for want of anything better.
+        shown = {field: value for field, value in self.shown.get(key, {}).items() if field in ("home_id", "bridge_id")}
+        said = {field: record[field] for field in sorted(changed) if shown.get(field, ...) != record[field]}
+        self.done.append(DoneRecord(*key, said))
 
     @property
     def pending(self) -> tuple[str, ...]:
