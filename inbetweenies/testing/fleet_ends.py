@@ -81,7 +81,15 @@ def _check_deployed(client: DeployedV2, rows: Rows, but: frozenset[str]) -> None
 
 def _check_v1(client: V1, records: Iterable[Body], but: frozenset[str]) -> None:
     """A v1 client holds what a new one would get, as far as its own clock lets it."""
-    living = {change["entity_id"] for change in records if change["operation"] != "delete"}
+    there = {(change["entity_type"], change["entity_id"]) for change in records if change["operation"] != "delete"}
+    living = {id_ for _, id_ in there}
+    # Where there is no home, nothing is shown, and nothing said of what was.
+    strangers = (
+        set(client.records) - there - client.own - client.stray if "home" in {type_ for type_, _ in there} else ()
+    )
+    for key in sorted(strangers):
+        if key[1] not in but:
+            client.world.broken("8 (cursor)", f"{client.name} holds {key}, which the server does not show")
     for change in records:
         key = (change["entity_type"], change["entity_id"])
         here = client.records.get(key)
@@ -93,6 +101,8 @@ def _check_v1(client: V1, records: Iterable[Body], but: frozenset[str]) -> None:
         if ahead >= (parse_time(change["updated_at"]) or 0) and key in client.own:
             # Its own edit, which lost or said nothing new: it takes nothing for news that is not newer than that.
             continue
+        if change["operation"] == "delete":
+            client.world.broken("8 (cursor)", f"{client.name} holds {here}, which is deleted")
         # Where it is may follow from what it is in or hangs on, and then changes without the record's time.
         told = ("updated_at", "created_at", "sync_id", "home_id")
         mine, theirs = (

@@ -117,6 +117,8 @@ class Ledger:
         self.of_id: dict[tuple[Kind, str], list[Row]] = {}
         self.current: dict[tuple[Kind, str], Row] = {}
         self.digest = 0
+        #: Entities that stood nowhere when a record of theirs was pushed.
+        self.unplaced: set[str] = set()
         #: The newest `server_time` that was handed out.
         self.told = -1
 
@@ -127,6 +129,7 @@ class Ledger:
         before, old = self.current, self.head
         held = self._read(Reads(span=Span(after=old.seq, upto=SEQ_MAX)))
         head = held.head
+        self.unplaced.update(id_ for record in pushed.records if not self._is_placed(id_ := record["entity_id"]))
         if head.seq == old.seq:
             if head != old:
                 self._broken("11 (all or nothing)", f"the head changed without a row: {old} to {head}")
@@ -146,6 +149,7 @@ class Ledger:
         other = copy(self)
         other.rows = list(self.rows)
         other.by_version = dict(self.by_version)
+        other.unplaced = set(self.unplaced)
         other.of_id = {key: list(rows) for key, rows in self.of_id.items()}
         return other
 
@@ -296,7 +300,7 @@ class Ledger:
             if field.endswith("_id"):
                 ends = {row.to_id for row in self.rows if row.from_id == done.id}
                 # Where nothing says where a thing is, v1 is shown a placeholder, and to agree with it is no edit.
-                held = value in ends or value is None or not self._is_placed(done.id)
+                held = value in ends or value is None or done.id in self.unplaced
             else:
                 held = any(same(view_field(row, field), value) for row in rows)
             if not held:

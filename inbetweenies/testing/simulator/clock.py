@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Final
 
 from ...model import TIME_MIN
@@ -30,6 +31,10 @@ class Clock:
     def __call__(self) -> int:
         shown = self._true() + self.off if self._stopped is None else self._stopped
         return max(shown, self.floor)
+
+    def fork(self) -> Clock:
+        """Another clock that shows the same now."""
+        return copy(self)
 
     def jump(self, by: int) -> None:
         """Someone sets it."""

@@ -40,15 +40,15 @@ AT_THE_SERVER: Final[Mapping[str, Fault]] = {
 NOW_AND_THEN: Final[Mapping[str, Fault]] = {
     "crash": Fault(1.0, "the server restarts and forgets what was only in its memory"),
     "partition": Fault(1.5, "one direction between a device and the server is cut for a while"),
-    "restore": Fault(1.5, "the server's database is replaced by a backup, an older one maybe, maybe again"),
+    "restore": Fault(3.0, "the server's database is replaced by a backup, an older one maybe, maybe again"),
     "server_clock_jumps": Fault(1.0, "the server's clock is set, by a second or by ten years"),
     "server_clock_stops": Fault(0.7, "the server's clock stands still"),
     "device_clock_jumps": Fault(1.0, "a device's clock is set"),
     "device_clock_stops": Fault(0.7, "a device's clock stands still"),
     "version_off": Fault(1.0, "a wire version is switched off for a while, by refusal or by removal"),
     "power_cut": Fault(1.5, "a device loses power while it stores an answer"),
-    "device_restore": Fault(1.0, "a device is restored from its own backup"),
-    "clone": Fault(0.7, "a device's disk is copied, and both go on under one name"),
+    "device_restore": Fault(1.5, "a device is restored from its own backup"),
+    "clone": Fault(1.2, "a device's disk is copied, and both go on under one name"),
     "wipe": Fault(0.7, "a device starts again with nothing, under its name"),
     "downgrade": Fault(1.2, "a device runs another program that speaks another wire version, and back"),
 }

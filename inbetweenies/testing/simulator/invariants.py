@@ -7,6 +7,7 @@ the code under test.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
@@ -378,13 +379,38 @@ class TimeRises(Invariant):
 _TIME: Final = b'"server_time":"'
 
 
+class RewindNoticed(Invariant):
+    sentence = "A cursor that is not of the log is answered with a resync, and no other is."
+    clause = "1.9, 4.3"
+
+    def served(self, served: Served) -> None:
+        if not served.ok or served.letter.kind != ModernV2.kind or not served.in_own_wire:
+            return
+        found = _CURSOR.search(served.letter.body)
+        cursor = None if found is None else parse_cursor(found[1].decode())
+        if cursor is None:
+            return
+        rows, head = served.ledger.rows, served.ledger.head
+        chain = bytes(16) if cursor.seq == 0 else rows[cursor.seq - 1].chain if cursor.seq <= len(rows) else None
+        known = cursor.epoch == head.epoch and chain == cursor.chain
+        if known is (b'"resync":true' in served.body):
+            self.broken(f"{served.device} is at {cursor}, which is {'' if known else 'not '}of this log: {served.told}")
+
+
+_CURSOR: Final = re.compile(rb'"cursor":"([^"]*)"')
+
+
 class NoDowngrade(Invariant):
     sentence = "Who asks for a wire version that is served is answered in it, whatever went wrong before."
     clause = "1.10"
 
     def served(self, served: Served) -> None:
         wire = served.letter.wire
-        if served.ok and served.healthy and wire != V1.wire and not served.in_own_wire:
+        if not served.ok or wire == V1.wire or served.letter.odd:
+            return
+        if self.stage.server.switched_off.get(wire) == "refused":
+            self.broken(f"{served.device} asked for {wire}, which is switched off, and was served: {served.told}")
+        if served.healthy and not served.in_own_wire:
             self.broken(f"{served.device} asked for {wire} and was served {served.told.get('protocol_version')}")
 
 
@@ -511,6 +537,7 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     Clamped,
     EdgesHaveEnds,
     TimeRises,
+    RewindNoticed,
     NoDowngrade,
     NoAckedWriteLost,
     PendingGuard,

@@ -23,7 +23,7 @@ from .stage import Event, Setting, Stage
 from .world import SimulatedWorld
 
 #: How far the clocks of devices are off.
-SKEWS: Final = (0, 0, 0, 250_000, -400_000, -90 * SECOND, 90 * SECOND, -DAY, 20 * 365 * DAY)
+SKEWS: Final = (0, 0, 250_000, -400_000, -90 * SECOND, 90 * SECOND, 3_600 * SECOND, -DAY, 20 * 365 * DAY)
 #: By how much clocks are set.
 JUMPS: Final = (1, 1_000, SECOND, -SECOND, -3 * SECOND, 600 * SECOND, -DAY, DAY, 3_650 * DAY, -3_650 * DAY)
 #: What a device with two programs may run: up and down again, ours and those that were deployed.
@@ -42,7 +42,7 @@ class Size(Struct, frozen=True):
 
 
 SIZES: Final = {
-    "small": Size((1, 3), (6, 22)),
+    "small": Size((1, 3), (5, 18)),
     "medium": Size((2, 5), (40, 120)),
     "large": Size((3, 6), (200, 500)),
 }
@@ -107,7 +107,7 @@ class Plot:
         self._gather()
         rates = {fault: self.rates[fault] * NOW_AND_THEN[fault].rate for fault in NOW_AND_THEN if fault in self.rates}
         if rates:
-            self._at(stage.time + self._soon(40), "mishap", rates)
+            self._at(stage.time + self._soon(10), "mishap", rates)
         wakes = 0
         while wakes < self._wakes and self._coming:
             time, _, what, args = heappop(self._coming)
@@ -248,7 +248,7 @@ class Plot:
                 if getattr(self, f"_do_{fault}")():
                     self.stage.reached[fault] += 1
                 break
-        self._at(self.stage.time + self._soon(25), "mishap", rates)
+        self._at(self.stage.time + self._soon(12), "mishap", rates)
 
     def _any(self) -> int:
         return self._below(self._devices)
@@ -323,7 +323,13 @@ class Plot:
         if any(isinstance(client, V1) for client in device.programs):
             return False
         self._devices += 1
-        self._now("clone", number, other, self._pick(SKEWS))
+        still = self.random.random() < 0.5
+        if still:
+            # Both clocks stand where they stood when the disk was copied, so both make the same versions next.
+            self._stop(number)
+        self._now("clone", number, other, None if still else self._pick(SKEWS))
+        if still:
+            self._stop(other)
         self._at(self.stage.time + self._soon(12), "wake", other)
         return True
 

@@ -121,8 +121,6 @@ class _Faulty(AbstractAsyncContextManager[Transaction]):
     async def write(self, writes: Writes) -> None:
         if self._store.armed == IO and writes.rows:
             self._store.met = True
-            await self._tx.write(writes)
-            # What was applied already must be undone with the rest.
             raise StoreError("the disk failed")
         await self._tx.write(writes)
 

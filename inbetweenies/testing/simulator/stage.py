@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import msgspec
 from msgspec import Struct
 
-from ...model import Held, Reads, format_time
+from ...model import Head, Held, Reads, format_time
 from ..fleet_base import NOTHING, THINGS, Act, Client, World, short
 from ..fleet_clients import DeployedV2, ModernV2
 from ..fleet_laws import Ledger
@@ -428,14 +428,14 @@ class Stage:
             self.say(f"{device} is restored from its own backup {which}")
         return done
 
-    def on_clone(self, number: int, other: int, off: int) -> bool:
-        """A device's disk is copied to another device."""
+    def on_clone(self, number: int, other: int, off: int | None) -> bool:
+        """A device's disk is copied to another device, whose clock is off by so much; by None, it is the same clock."""
         device = self.devices.get(number)
         if device is None:
             return False
-        clock = Clock(self._true, off)
+        clock = device.clock.fork() if off is None else Clock(self._true, off)
         self.devices[other] = device.clone(other, self._world(clock), clock)
-        self.say(f"{self.devices[other]} is a copy of {device}, its clock is off by {off / SECOND:g} s")
+        self.say(f"{self.devices[other]} is a copy of {device}, its clock shows {format_time(clock(), naive=True)}")
         return True
 
     def on_wipe(self, number: int) -> bool:
@@ -505,26 +505,41 @@ class Stage:
             self._trace.update(ledger.head.chain)
 
     def settle(self) -> None:
-        """Rounds of syncs until one changes nothing. How many it may take depends on how much there is to tell."""
+        """Rounds of syncs, until nobody has anything to say to the log as it is. How many it may take depends on how
+        much there is to tell."""
         rows = sum(len(ledger.rows) for ledger in self._ledgers.values())
         most = 4 + -(-rows // self.setting.page_rows) + 2 * self.server.generation
-        waiting: dict[str, list[str]] = {}
+        #: The head of the log at which each program came to rest.
+        rests: dict[Client, Head] = {}
         for _ in range(most):
-            before = {graph: ledger.head for graph, ledger in self._ledgers.items()}
-            waiting = {}
             for device in self.devices.values():
                 for _program in device.programs:
-                    self.sync(device)
-                    client = device.client
-                    left = self.left(device)
-                    if client.failed or left:
-                        waiting[str(device)] = left
+                    self._rest(device, rests)
                     if len(device.programs) > 1:
                         device.switch()
             self.time += SECOND
-            if not waiting and before == {graph: ledger.head for graph, ledger in self._ledgers.items()}:
+            if all(
+                rests.get(client) == self.ledger(device.graph).head
+                for device in self.devices.values()
+                for client in device.programs
+            ):
                 return
+        waiting = {str(device): self.left(device) for device in self.devices.values()}
         self.broken("10.2 to 10.6 (settles)", f"after {most} rounds it is not quiet yet; waiting: {waiting}")
+
+    def _rest(self, device: Device, rests: dict[Client, Head]) -> None:
+        """A sync of the running program, unless it is at rest with the log as it is."""
+        ledger, client = self.ledger(device.graph), device.client
+        before = ledger.head
+        if rests.get(client) == before:
+            return
+        self.sync(device)
+        # Whoever pushed last heard what was there then; a program that pulls first has not heard of its own rows.
+        heard = before == ledger.head or (
+            isinstance(client, ModernV2) and client.store.image.state.cursor == str(ledger.head.cursor)
+        )
+        if heard and not client.failed and not self.left(device):
+            rests[client] = ledger.head
 
     def left(self, device: Device) -> list[str]:
         """What the running program of a device waits with although the server could take it."""
