@@ -10,7 +10,7 @@ import msgspec
 from ..model import Head, Kind, parse_time
 from .fleet_base import Body, Client
 from .fleet_clients import DeployedV2, KittenKong, ModernV2
-from .fleet_laws import same
+from .fleet_laws import same, words
 from .fleet_v1 import V1, Unknown
 
 Rows = Mapping[tuple[Kind, str], Body]
@@ -73,7 +73,8 @@ def _check_deployed(client: DeployedV2, rows: Rows, but: frozenset[str]) -> None
             continue
         here = client.rows.get(id_)
         if here is None or here.version != row["version"] or not same(_decode(here.content), row["content"]):
-            client.world.broken("8 (cursor)", f"{client.name} holds {here}; the server has {row}")
+            held = "nothing" if here is None else words(here)
+            client.world.broken("8 (cursor)", f"{client.name} holds {held}; the server has {row}")
     strangers = set(client.rows) - {id_ for _, id_ in rows} - client.stray - but
     if strangers:
         client.world.broken("8 (cursor)", f"{client.name} holds {sorted(strangers)}, which the server has not")

@@ -55,6 +55,11 @@ def kind_of(row: Entity | Relationship) -> Kind:
     return "entity" if isinstance(row, Entity) else "edge"
 
 
+def words(value: Entity | Relationship) -> str:
+    """A row's value for people, the same in every run."""
+    return body_of(value).decode()
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two JSON values are one, ``1``, ``1.0`` and ``true`` being three."""
     return bool(_encode(a) == _encode(b))
@@ -293,7 +298,7 @@ class Ledger:
         """What the log does not hold of something that a client has forgotten; None if it holds it all."""
         if isinstance(done, Done):
             if self.find(done.row) is None and not self._noop(done.row):
-                return f"{done.row}, and the log does not hold it"
+                return f"{words(done.row)}, and the log does not hold it"
             return None
         rows = self.of_id.get(("entity", done.id), [])
         for field, value in done.fields.items():

@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies import replica
-from inbetweenies.testing import fleet_clients
+from inbetweenies.testing import fleet_base, fleet_clients
+from inbetweenies.testing.fleet_base import NoAnswer
 from inbetweenies.testing.simulator import stage
 
 Patch = pytest.MonkeyPatch
@@ -158,7 +159,7 @@ def login_page_believed(patch: Patch) -> None:
     def absorb(self: Any, answer: bytes) -> str:
         try:
             return real(self, answer)
-        except fleet_clients.NoAnswer:
+        except NoAnswer:
             with self.store.transaction() as image:
                 for item in self.sent:
                     image.pending.pop(item.n, None)
@@ -169,7 +170,7 @@ def login_page_believed(patch: Patch) -> None:
 
 def any_wire_believed(patch: Patch) -> None:
     """An answer in another wire version than was asked for is taken for one."""
-    real = fleet_clients.read_json
+    real = fleet_base.read_json
 
     def read_json(answer: bytes, version: str) -> Any:
         return real(answer.replace(b'"protocol_version":"inbetweenies-v1"', b'"was":0'), version)

@@ -99,19 +99,6 @@ def every_push_is_new(patch: Patch) -> None:
     patch.setattr(push._Writer, "version", version)
 
 
-def losers_unacked(patch: Patch) -> None:
-    """What lost is not acknowledged, so it is pushed for ever."""
-    real = push.down
-
-    def down(message: Any, response: Any) -> Any:
-        result = yield from real(message, response)
-        lost = {conflict.entity_id for conflict in result.conflicts}
-        applied = tuple(each for each in result.applied if each.server_sync_id.removeprefix("server-") not in lost)
-        return replace(result, applied=applied)
-
-    patch.setattr(push, "down", down)
-
-
 def token_is_the_head(patch: Patch) -> None:
     """An edit is compared with the newest state, whatever its token names."""
 

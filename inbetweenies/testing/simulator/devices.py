@@ -103,7 +103,7 @@ class Device:
             if isinstance(client, DeployedV2):
                 client.counter += 1_000 * (self._loads + 10 * self.number)
             if isinstance(client, ModernV2) and isinstance(before, ModernV2):
-                client.rewound = before.rewound
+                client.rewound = client.rewound or before.rewound
         self.programs = programs
 
 

@@ -19,7 +19,7 @@ from ...model import Entity, Kind, Relationship, Row, parse_cursor, parse_time
 from ..fleet_base import Body, Done, DoneRecord
 from ..fleet_clients import ModernV2
 from ..fleet_ends import EVERY_RECORD, check_digest, check_end
-from ..fleet_laws import Ledger, kind_of
+from ..fleet_laws import Ledger, kind_of, words
 from ..fleet_v1 import V1
 from .devices import Device
 from .network import Letter, Reply
@@ -231,7 +231,9 @@ class Atomic(Invariant):
             return
         for row in served.letter.pushed.rows:
             if not served.ledger.settled(row):
-                self.broken(f"the server died when #{served.letter.n} was committed; {row} of it is not in the log")
+                self.broken(
+                    f"the server died when #{served.letter.n} was committed; {words(row)} of it is not in the log"
+                )
 
 
 class NoTraceback(Invariant):
