@@ -23,10 +23,13 @@ if TYPE_CHECKING:
         SyncReport,
         Version,
     )
+    from .migration import VersionMigration
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
+    from .updates.manager import AutoUpdateManager
 
 _HOMES = {
+    "AutoUpdateManager": ".updates.manager",
     "Blocked": ".client",
     "BlowingOffClient": ".client",
     "NotConnected": ".client",
@@ -36,6 +39,7 @@ _HOMES = {
     "Status": ".client",
     "SyncReport": ".client",
     "Version": ".client",
+    "VersionMigration": ".migration",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
     "SyncRunning": ".store",
@@ -49,6 +53,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AutoUpdateManager",
     "BadAnswer",
     "Blocked",
     "BlowingOffClient",
@@ -68,6 +73,7 @@ __all__ = [
     "Unauthorized",
     "Unreachable",
     "Version",
+    "VersionMigration",
 ]
 
 

@@ -28,6 +28,7 @@ from .show import (
     Screen,
     conflict_parts,
     done_parts,
+    event_parts,
     history_parts,
     import_parts,
     is_removed,
@@ -41,6 +42,7 @@ from .show import (
     thing_parts,
     value_of,
 )
+from .updates.restart import Restart, go_on
 
 if TYPE_CHECKING:
     from inbetweenies.model import Entity, Relationship
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .homekit import Unread
     from .store import ConflictRecord, LocalStore
     from .transfer import Tally
+    from .updates.manager import AutoUpdateManager
 
 Work = Callable[..., int]
 AsyncWork = Callable[..., Awaitable[int]]
@@ -85,6 +88,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         problem = Problem("failed", error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except Restart as restart:
+        screen.flush()
+        go_on(restart)
     except BrokenPipeError:
         screen.give_up()  # whoever read has what it wanted
         return FAILED
@@ -490,17 +496,32 @@ async def sync(session: Session, client: BlowingOffClient) -> int:
     """Exchange changes with the server.
 
     What was changed here is sent, what was changed elsewhere is fetched. Whatever goes wrong, no change is lost: it
-    waits for the next sync. The exit code is 3 if something still waits or a conflict was found.
+    waits for the next sync. The exit code is 3 if something still waits or a conflict was found. Afterwards, at most
+    once a day, the server is asked whether it is content with this release; see `blowing-off update`.
 
     \b
       blowing-off sync
     """
+    updates: AutoUpdateManager | None = None
+
+    def ended(error: InbetweeniesError | None) -> None:
+        from . import upkeep  # not before: nothing about updates may hold up a sync
+
+        nonlocal updates
+        updates = upkeep.manager_of(client, session.screen)
+        updates.after_sync(error)
+
+    client.after_sync = ended
     with session.screen.progress("Exchanging") as tick:
 
         def moved(progress: Progress) -> None:
             tick(progress.pushed + progress.pulled, progress.total + progress.pulled)
 
-        report = await client.sync(moved)
+        try:
+            report = await client.sync(moved)
+        except InbetweeniesError:
+            await _upkeep(session, updates, failed=True)
+            raise
     session.screen.show(*sync_parts(report))
     if report.refused:
         session.screen.note(f"`{session.command('status')}` says why some changes wait, and what to do")
@@ -508,7 +529,96 @@ async def sync(session: Session, client: BlowingOffClient) -> int:
         session.screen.note(f"`{session.command('conflicts')}` shows what two people changed at once; nothing is lost")
     if not report.complete:
         session.screen.note("the server has more to tell; sync again")
+    await _upkeep(session, updates, failed=False)
     return LEFT if report.pending or report.conflicts or not report.complete else DONE
+
+
+async def _upkeep(session: Session, updates: AutoUpdateManager | None, *, failed: bool) -> None:
+    """Wait for what a sync has set off in the background; go on as another release if it was an update."""
+    from . import upkeep
+
+    if updates is not None:
+        await upkeep.after_sync(updates, failed=failed, store=str(session.path))
+
+
+@verb("update")
+@click.option("--check", is_flag=True, help="Only say what there is.")
+@click.option("--to", type=text, metavar="RELEASE", help="Exactly this release. [default: the newest that works here]")
+@click.option("--rollback", is_flag=True, help="Go back to the release before the last update.")
+@click.option(
+    "--policy",
+    type=click.Choice(["off", "notify", "prompt", "auto"]),
+    help="From now on, after a sync: look for nothing, say so, ask, or update. [env: BLOWING_OFF_UPDATES]",
+)
+@click.option(
+    "--from",
+    "place",
+    type=text,
+    metavar="PLACE",
+    help="From now on, releases come from here: the address of a package index, or a folder of wheels. Empty text: "
+    "from where the installer takes them. [env: BLOWING_OFF_INDEX]",
+)
+@click.option("--finish", is_flag=True, hidden=True)
+@click.option("--quiet", is_flag=True, hidden=True)
+async def update(
+    session: Session,
+    client: BlowingOffClient,
+    check: bool,
+    to: str | None,
+    rollback: bool,
+    policy: str | None,
+    place: str | None,
+    finish: bool,
+    quiet: bool,
+) -> int:
+    """Move to a newer release of this program, or back.
+
+    First the store is copied. The new release must then open a copy of it and sync it, without sending anything,
+    before it replaces this one; if it fails afterwards, this one is put back and that release is not tried again by
+    itself. At the end, what waits is sent. This works where pip, pipx or uv installed the program; where somebody else
+    is in charge, such as a distribution, a lock file or a container, the command to type is shown instead.
+
+    Without --policy, it is asked where somebody sits at the terminal and said elsewhere, of each need once a day. With
+    a file SHA256SUMS in a folder of wheels, only the files that it lists are taken. BLOWING_OFF_CONTAINER=kept says
+    that a container stays, so that what is in it may be updated.
+
+    \b
+      blowing-off update
+      blowing-off update --check
+      blowing-off update --policy auto --from /media/usb/wheels
+      blowing-off update --rollback
+    """
+    from . import upkeep
+
+    if sum((check, rollback, to is not None)) > 1:
+        raise click.UsageError("expected one of --check, --to and --rollback; got several")
+    return await upkeep.update(
+        client,
+        session.screen,
+        check=check,
+        to=to,
+        rollback=rollback,
+        policy=policy,
+        place=place,
+        finish=finish,
+        quiet=quiet,
+    )
+
+
+@verb("watch")
+async def watch(session: Session, client: BlowingOffClient) -> int:
+    """Stay connected: what others change comes in at once, what is changed here goes out at once.
+
+    It goes on until it is stopped with Ctrl-C, also while the server is away, and prints a line for each thing that
+    happens.
+
+    \b
+      blowing-off watch
+    """
+    async for event in client.watch():
+        session.screen.show(*event_parts(event))
+        session.screen.flush()
+    return DONE
 
 
 @verb("status")

@@ -15,11 +15,11 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote
 
 import msgspec
@@ -31,8 +31,8 @@ from inbetweenies.errors import (
     InbetweeniesError,
     LocalProtocolError,
     RemoteProtocolError,
-    ServedVersionMismatch,
     StoreError,
+    VersionRefused,
 )
 from inbetweenies.limits import Limits, canonical, checked_decode, gate
 from inbetweenies.model import (
@@ -53,7 +53,7 @@ from inbetweenies.model import (
 from inbetweenies.model import (
     Refused as RefusedItem,
 )
-from inbetweenies.negotiation import DEPLOYED_DETAIL
+from inbetweenies.offers import VersionPolicy
 from inbetweenies.replica import (
     BATCH_BYTES,
     BATCH_CHANGES,
@@ -73,6 +73,10 @@ from inbetweenies.wire import load
 
 from .store import ConflictRecord, Counts, LocalStore
 from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, origin_of
+from .versions import Talk, key_of, of_rows, spoken
+
+if TYPE_CHECKING:
+    from .live import Event
 
 SYNC_PATH: Final = "/api/v1/sync/"
 EDGES_PATH: Final = "/api/v1/graph/relationships"
@@ -80,12 +84,15 @@ VERSIONS_PATH: Final = "/api/v1/graph/entities/{}/versions"
 
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
 HISTORY_S: Final = 5.0  # how long a person waits for what may be more, when much is there already
+RESYNCS_MAX: Final = 3  # of one sync: a server is set back once, maybe twice while it is asked; not by every question
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
 LABEL_BYTES_MAX: Final = 256  # user and device: a row version holds the user and has an end itself
 CHUNK: Final = 100  # marks read at a time
 #: What an answer may be, larger than a request: a deployed server tells its whole graph at once.
 ANSWER_LIMITS: Final = Limits(body_bytes_max=256 * 2**20, nodes_max=2**22)
 ROW_LIMITS: Final = Limits()
+#: What a row may hold: around the properties of an edge a message puts five levels, and the other fields.
+CONTENT_LIMITS: Final = Limits(depth_max=ROW_LIMITS.depth_max - 5, nodes_max=ROW_LIMITS.nodes_max - 64)
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
 _DEPLOYED_EDGES: Final = frozenset(
@@ -100,6 +107,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "too_many_parents": "Add it anew; give this one up.",
     "unknown_endpoint": "It is sent again by itself; if it stays, link what is there now and give this one up.",
     "not_acknowledged": "It is sent again by itself; if it is an edge, one of its ends may not be there yet.",
+    "too_much_at_once": "It is sent again by itself, in a message with less in it.",
     "unknown_type_there": "It is sent by itself once the server is updated; or give it a type that the server knows.",
     "v1_cannot_carry": "It is sent by itself once the server speaks a newer version.",
 }
@@ -234,11 +242,13 @@ class BlowingOffClient:
         device: the label of this replica; kept. Random at the start.
         transport: used instead of HTTP to `url`.
         clock: microseconds since 1970.
-        versions: the wire versions to offer, best first; by default all that this client speaks.
+        versions: which wire versions to offer; by default all that this client speaks, newest first. Nothing else is
+            ever believed or sent.
         page_rows: rows of one answer; by default what the server finds right.
         batch_changes, batch_bytes: of one request.
         insecure: allow HTTP to another machine; kept by `connect`.
         ids: makes the id of what is added.
+        after_sync: called when a sync has ended, with what it failed with, if it did; must return at once.
     """
 
     def __init__(
@@ -251,12 +261,13 @@ class BlowingOffClient:
         device: str | None = None,
         transport: Transport | None = None,
         clock: Callable[[], int] | None = None,
-        versions: tuple[str, ...] | None = None,
+        versions: VersionPolicy | None = None,
         page_rows: int | None = None,
         batch_changes: int = BATCH_CHANGES,
         batch_bytes: int = BATCH_BYTES,
         insecure: bool = False,
         ids: Callable[[], str] = new_id,
+        after_sync: Callable[[InbetweeniesError | None], None] | None = None,
     ) -> None:
         for name, label in (("user", user), ("device", device)):
             if label is not None:
@@ -264,10 +275,11 @@ class BlowingOffClient:
         if batch_changes < 1 or batch_bytes < 1 or (page_rows is not None and page_rows < 1):
             raise LocalProtocolError("expected batch_changes, batch_bytes and page_rows of at least 1; got less")
         self.clock = clock or wall_clock
-        self.versions = versions
+        self.versions = versions or VersionPolicy()
         self.page_rows = page_rows
         self.batch_changes = batch_changes
         self.batch_bytes = batch_bytes
+        self.after_sync = after_sync
         self._path = store
         self._url = url
         self._token = token
@@ -622,13 +634,28 @@ class BlowingOffClient:
         if self._given is not None:
             return self._given
         if self._http is None:
-            url = self._url or self.store.setting("url")
-            if url is None:
-                raise NotConnected("expected the address of a server; none is known. Connect to one first.")
-            token = self._token if self._token is not None else self._kept_token(origin_of(url))
-            insecure = self._insecure or self.store.setting("insecure") is not None
+            url, token, insecure = self.access()
             self._http = HttpTransport(url, token, insecure=insecure)
         return self._http
+
+    def _server_key(self) -> str:
+        """What is remembered of a server is remembered under this."""
+        transport = self._transport()
+        if not isinstance(transport, HttpTransport):
+            return key_of("", None)
+        return key_of(transport.origin, transport.credential)
+
+    def access(self) -> tuple[str, str | None, bool]:
+        """The server's address, the token for it, and whether it may be reached over HTTP on another machine.
+
+        Raises:
+            NotConnected: no server is known.
+        """
+        url = self._url or self.store.setting("url")
+        if url is None:
+            raise NotConnected("expected the address of a server; none is known. Connect to one first.")
+        token = self._token if self._token is not None else self._kept_token(origin_of(url))
+        return url, token, self._insecure or self.store.setting("insecure") is not None
 
     def _token_path(self) -> Path | None:
         return None if self.store.path == ":memory:" else Path(f"{self.store.path}.token")
@@ -672,19 +699,86 @@ class BlowingOffClient:
         Raises:
             NotConnected: no server is known.
             SyncRunning: another sync of this store is under way.
-            Unreachable, Refused, BadAnswer, ServedVersionMismatch: the exchange ended early; what was absorbed is kept.
+            Unreachable, Refused, BadAnswer: the exchange ended early; what was absorbed is kept.
+            NoCommonVersion, VersionDisabled, UnsupportedVersion: the server serves nothing that may be offered; `side`
+                says who must be updated. What waits is kept, and sent once there is a version for it.
+            ServedVersionMismatch: it answered in what was not offered; nothing of that was believed.
             StoreError: this side could not write it down.
         """
-        transport = self._transport()
+        return await self.exchange(self._transport(), progress)
+
+    async def exchange(self, transport: Transport, progress: Callable[[Progress], None] | None = None) -> SyncReport:
+        """`sync` over this transport."""
+        try:
+            report = await self._exchange(transport, progress)
+        except InbetweeniesError as error:
+            if self.after_sync is not None:
+                self.after_sync(error)
+            raise
+        if self.after_sync is not None:
+            self.after_sync(None)
+        return report
+
+    async def _exchange(self, transport: Transport, progress: Callable[[Progress], None] | None) -> SyncReport:
         url = None if self._given is not None else self._url or self.store.setting("url")
         with self.store.syncing():
             try:
-                report = await _Sync(self, transport, progress).run(url)
+                report = await _Sync(self, transport, self._server_key(), progress).run(url)
             except (TransportError, RemoteProtocolError) as error:
                 self.store.keep(last_error=str(error))
                 raise
             self.store.keep(last_sync=str(self.clock()), last_error=None)
             return report
+
+    # --- staying connected
+
+    def watch(self, **settings: Any) -> AsyncGenerator[Event, None]:
+        """Stay connected: what others change comes in at once, what is changed here goes out at once, for ever::
+
+            async for event in client.watch():
+                print(event.kind, event.changed)
+
+        Where no WebSocket gets through, and while the server is away, it goes on by itself. `settings` are those of
+        `live.Watch`. See `live.Event`.
+
+        Raises:
+            NotConnected: no server is known.
+            Unauthorized: the server does not take the token.
+        """
+        from .live import Watch
+
+        return Watch(self, **settings).events()
+
+    def http(self) -> HttpTransport:
+        """The transport to the server that is known.
+
+        Raises:
+            NotConnected: none is.
+        """
+        transport = self._transport()
+        if not isinstance(transport, HttpTransport):
+            raise LocalProtocolError("expected a server that is reached over HTTP; got another transport")
+        return transport
+
+    def offer(self) -> tuple[str, ...]:
+        """The wire versions in rows that this client offers, best first."""
+        wires = spoken()
+        return tuple(name for name in self.versions.offer(tuple(wires)) if of_rows(wires[name]))
+
+    def hear(self, after: str | None, body: bytes) -> tuple[str, ...] | None:
+        """Take in what a server told without being asked; the ids that it was about.
+
+        None, and nothing is taken, if it does not go on from where this replica stands: then something was missed.
+
+        Raises:
+            SyncRunning: a sync of this store is under way.
+            RemoteProtocolError: it is no answer that can be believed.
+        """
+        with self.store.syncing():
+            if after is None or after != self.state.cursor:
+                return None
+            sync = _Sync(self, self._transport(), self._server_key(), None)
+            return sync.hear(body)
 
 
 # --- one sync -----------------------------------------------------------------------------------------------------
@@ -702,6 +796,7 @@ class _Envelope(Struct):
     protocol_version: Any = UNSET
     applied: Raw | UnsetType = UNSET
     server_time: Raw | UnsetType = UNSET
+    negotiation: Any = None
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
@@ -716,20 +811,25 @@ class _Sync:
     aside until the next sync."""
 
     def __init__(
-        self, client: BlowingOffClient, transport: Transport, progress: Callable[[Progress], None] | None
+        self,
+        client: BlowingOffClient,
+        transport: Transport,
+        key: str,
+        progress: Callable[[Progress], None] | None,
     ) -> None:
         self.client = client
         self.store = client.store
         self.transport = transport
         self.progress = progress
-        self.wire = _spoken(client.versions)
+        self.talk = Talk(client.store, client.versions, key=key, now=client.clock(), revision=self._revision())
+        self.doubt: NotUnderstood | None = None  # why another version is being tried, if the server did not say
         self.batch = client.batch_changes
         self.held: set[_Whole] = set()  # not sent again in this sync
         self.waiting: set[_Whole] = set()  # of these, the ones for which an ack of something else can change things
         self.unblocked = False  # something was acknowledged since they were sent last
         self.refused: dict[_Whole, RefusedItem] = {}
         self.conflicts: list[Conflict] = []
-        self.pushed = self.pulled = self.messages = self.poison = self.restarts = 0
+        self.pushed = self.pulled = self.messages = self.poison = self.restarts = self.resyncs = 0
         self.healed = False
         self.complete = True
         self.edges_read = False
@@ -743,13 +843,14 @@ class _Sync:
                 self.store.put_state(restart(state))
             self.store.keep(synced_url=url)
         try:
-            while await self._round():
+            while await (self._round() if self.talk.in_rows else self._records()):
                 if self.messages >= MESSAGES_MAX:
                     self.complete = False
                     break
-        except (Refused, NotUnderstood) as error:
-            if not await self._records_only(error):
-                raise
+        except (TransportError, RemoteProtocolError):
+            self.talk.forget()
+            raise
+        self.talk.remember(now=self.client.clock(), revision=self._revision())
         state = self.client.state
         digest = self.answer.digest if self.answer is not None else None
         return SyncReport(
@@ -766,10 +867,15 @@ class _Sync:
             complete=self.complete,
         )
 
+    def _revision(self) -> str | None:
+        """What the server said last of its registry; not every transport can tell."""
+        revision: str | None = getattr(self.transport, "registry_revision", None)
+        return revision
+
     async def _round(self) -> bool:
         """One message, there and back. Whether another one must follow."""
         state = self.client.state
-        back = state.wire is not None and not hasattr(load().get(state.wire), "ask")
+        back = state.wire is not None and not of_rows(load().get(state.wire))
         if back:
             # What a server of records told are no rows of its own; what it says in rows is asked for from the start.
             state = replace(restart(state), modern=None, wire=None)
@@ -777,26 +883,33 @@ class _Sync:
             state,
             # A server that starts anew first tells what it has; else what follows from what it lost looks contested.
             () if state.restarting else self._sendable(state),
-            offer=(self.wire.name,),
+            offer=self.talk.offer,
             page_rows=self.client.page_rows,
             changes_max=self.batch,
             bytes_max=self.client.batch_bytes,
         )
         self.messages += 1
         try:
-            body = await self.transport.post(SYNC_PATH, self.wire.ask(ask))
+            body = await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask))
         except Unauthorized:
             raise
         except Refused as error:
-            self._recover(error, state, sent)
+            if not self.talk.refused(error):
+                self._recover(error, state, sent)
             return True
         answer = self._told(body)
+        if answer is None:
+            return True
         if back:
             self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent)
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
+        self.resyncs += answer.resync
+        if self.resyncs > RESYNCS_MAX:
+            self.complete = False
+            return False
         if absorbed.healed:
             self.healed = True
             return True
@@ -806,28 +919,42 @@ class _Sync:
             return moved
         return await self._drained()
 
-    async def _records_only(self, error: Refused | NotUnderstood) -> bool:
-        """Sync with a server that only speaks v1, if it said so. Law 10: by naming what it supports, or by answering a
-        request of v1 as v1 does; a timeout, a 404 or a page of HTML says nothing."""
-        older = _older(self.client.versions)
-        if older is None:
-            return False
-        if isinstance(error, Refused) and (older.name not in error.supported or self.wire.name in error.supported):
-            return False
+    def hear(self, body: bytes) -> tuple[str, ...] | None:
+        """Take in an answer that nobody asked for; the ids that it was about, or None if a sync must follow."""
+        answer = self._told(body)
+        if answer is None:
+            return None
+        absorbed, _ = self._absorb(answer, ())
+        if absorbed.healed or absorbed.offer_again or not absorbed.drained:
+            return None
+        return tuple(dict.fromkeys(id_ for _, id_ in absorbed.pointers))
+
+    async def _records(self) -> bool:
+        """All there is to say to a server that only speaks v1. Whether another version must follow."""
         from .v1mode import V1Exchange
 
         exchange = V1Exchange(
             self.store,
             self.transport,
-            older,
+            self.talk.wire,
             clock=self.client.clock,
             ids=new_id,
             batch_changes=self.client.batch_changes,
+            offer=self.talk.offer,
         )
         try:
-            if isinstance(error, NotUnderstood) and not await exchange.probe():
-                return False
+            if not await exchange.probe():
+                raise self.doubt or NotUnderstood(expected=f"an answer in {exchange.name}", got="another JSON document")
+            self.talk.served(exchange.name, exchange.negotiation)
+            if self.talk.in_rows:
+                return True  # there is more to be had here, and nothing was taken or sent yet
             done = await exchange.run()
+        except Unauthorized:
+            raise
+        except Refused as error:
+            if not self.talk.refused(error):
+                raise
+            return True
         finally:
             self.messages += exchange.messages
         self.answer = None
@@ -835,7 +962,7 @@ class _Sync:
         self.pulled += done.pulled
         self.refused = {("", note.id, note.version): note for note in done.refused}
         self._report()
-        return True
+        return False
 
     def _sendable(self, state: State) -> Iterator[Pending]:
         after = 0
@@ -843,17 +970,22 @@ class _Sync:
             after = page[-1].n
             yield from (item for item in page if _whole(item) not in self.held and _taken(state, item.copy))
 
-    def _told(self, body: bytes) -> Answer:
+    def _told(self, body: bytes) -> Answer | None:
+        """The answer; None if it does not count, and another version is to be tried."""
+        wire = self.talk.wire
         try:
             gate(body, ANSWER_LIMITS)
             envelope = checked_decode(_envelope, body)
             named = envelope.protocol_version
             if named is UNSET and envelope.applied is UNSET and envelope.server_time is UNSET:
-                raise NotUnderstood(expected=f"an answer in {self.wire.name}", got="another JSON document")
-            if named is not UNSET and named != self.wire.name:
-                raise _mismatch(self.wire.name, named)
-            answer: Answer = self.wire.told(body)
-        except (BadAnswer, ServedVersionMismatch):
+                self.doubt = NotUnderstood(expected=f"an answer in {wire.name}", got="another JSON document")
+                if not self.talk.unversioned():
+                    raise self.doubt
+                return None
+            if not self.talk.served(wire.name if named is UNSET else named, envelope.negotiation):
+                return None
+            answer: Answer = wire.told(body)
+        except (BadAnswer, VersionRefused):
             raise
         except RemoteProtocolError as error:
             raise BadAnswer(expected=error.expected, got=error.got, pointer=error.pointer) from error
@@ -910,7 +1042,7 @@ class _Sync:
     def _set_aside(self, item: Pending, note: RefusedItem) -> None:
         self.held.add(_whole(item))
         self.refused[_whole(item)] = note
-        if note.code in ("unknown_endpoint", "not_acknowledged"):
+        if note.code in ("unknown_endpoint", "not_acknowledged", "too_much_at_once"):
             self.waiting.add(_whole(item))
 
     async def _drained(self) -> bool:
@@ -955,7 +1087,7 @@ class _Sync:
             return  # its entities are of use without
         self.messages += 1
         edges = tuple(_told_edge(edge) for edge in _decoded(_edges, body).relationships)
-        told = Answer(protocol_version=state.wire or self.wire.name, changes=(Change(relationships=edges),))
+        told = Answer(protocol_version=state.wire or self.talk.wire.name, changes=(Change(relationships=edges),))
         self._absorb(told, ())
 
     def _recover(self, error: Refused, state: State, sent: tuple[Pending, ...]) -> None:
@@ -965,8 +1097,7 @@ class _Sync:
             self.restarts += 1
             self.store.put_state(restart(state))
             return
-        about_version = error.supported or error.detail == DEPLOYED_DETAIL
-        if about_version or error.status not in (400, 413, 422, 500) or not sent:
+        if error.status not in (400, 413, 422, 500) or not sent:
             raise error
         # One item can make a server refuse a whole message. Find it by halves, set it aside, and go on.
         if len(sent) > 1:
@@ -995,32 +1126,6 @@ class _Sync:
                     messages=self.messages,
                 )
             )
-
-
-def _mismatch(expected: str, named: Any) -> ServedVersionMismatch:
-    """Law 10: even on 200, what was not offered is not believed."""
-    known = named if isinstance(named, str) and named in load() else "another version"
-    return ServedVersionMismatch(
-        code="served_version_mismatch",
-        expected=f"an answer in {expected}",
-        got=f"one in {known}; nothing was applied",
-        pointer="/protocol_version",
-    )
-
-
-def _spoken(versions: tuple[str, ...] | None) -> Any:
-    """The best wire version that was offered and that a client can speak."""
-    found = {name: wire for name, wire in load().items() if hasattr(wire, "ask") and hasattr(wire, "told")}
-    for name in found if versions is None else versions:
-        if name in found:
-            return found[name]
-    raise LocalProtocolError(f"expected a wire version that this client speaks ({', '.join(found)}); got none of them")
-
-
-def _older(versions: tuple[str, ...] | None) -> Any:
-    """The wire version of records, where it is installed and may be used; it is the one that cannot ask in rows."""
-    found = [wire for wire in load().values() if not hasattr(wire, "ask") and wire.rank == 1]
-    return next((wire for wire in found if versions is None or wire.name in versions), None)
 
 
 def _pulled(absorbed: Absorbed, local: Local, done: list[Pending]) -> int:
@@ -1158,7 +1263,7 @@ def _json(value: Mapping[str, Any]) -> Raw:
     if not value:
         return EMPTY
     try:
-        text = canonical(dict(value))
+        text = canonical(dict(value), limits=CONTENT_LIMITS)
         # What a server would make of it, or the two would hold different rows under one version.
         again = canonical(_parse(text), trusted=True)
     except RemoteProtocolError as error:
@@ -1196,6 +1301,9 @@ def _check_label(name: str, label: str) -> None:
 
 def _introduce(store: LocalStore, user: str | None, device: str | None) -> None:
     """See to it that the store knows who it is."""
+    state = store.state()
+    if state is not None and (device or state.device, user or state.user) == (state.device, state.user):
+        return  # without a write: there are stores that may only be read
     with store.transaction():
         state = store.state()
         known = state or State(device=device or str(uuid.uuid4()), user=user or "local")

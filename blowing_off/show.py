@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inbetweenies.replica import Pending
 
     from .client import Status, SyncReport, Version
+    from .live import Event
     from .store import ConflictRecord
 
 #: Characters of an id that a table shows at least; more where two ids on it would otherwise look the same.
@@ -491,6 +492,28 @@ def sync_parts(report: SyncReport) -> Shown:
     return document, Said(sentence=_synced(report), cells=("synced", *map(str, counts.values())))
 
 
+def event_parts(event: Event) -> Shown:
+    """One thing that happened while watching."""
+    report = None if event.report is None else sync_parts(event.report)[0]
+    document = {
+        "event": event.kind,
+        "changed": list(event.changed),
+        "reason": event.reason or None,
+        "retry_seconds": event.retry_s,
+        "report": report,
+    }
+    match event.kind:
+        case "synced":
+            sentence = _synced(event.report)
+        case "news":
+            sentence = f"{many(len(event.changed), 'change')} came in."
+        case "offline":
+            sentence = f"Offline: {event.reason}. Tried again; nothing is lost meanwhile."
+        case _:
+            sentence = f"{event.reason}; asking every {event.retry_s:g} s instead."
+    return document, Said(sentence=sentence, cells=(event.kind, str(len(event.changed)), event.reason))
+
+
 def _synced(report: SyncReport) -> str:
     parts = [f"Sent {many(report.pushed, 'change')}, fetched {report.pulled}."]
     if report.healed:
@@ -604,3 +627,26 @@ def import_parts(counts: Mapping[str, int], columns: tuple[str, ...], rows: Sequ
     sheet = Sheet(title="Could not be read", tag="unread", columns=columns, rows=cells)
     document = {**counts, "unread": [dict(zip(columns, row, strict=True)) for row in rows]}
     return document, Facts(pairs=[(word, str(count)) for word, count in told]), sheet
+
+
+def check_parts(document: dict[str, Any], sentence: str) -> Shown:
+    """What is known of updates."""
+    words = {
+        "running": "this release",
+        "available": "available",
+        "server": "server",
+        "installed": "installed",
+        "policy": "updates",
+        "place": "come from",
+    }
+    facts = [(word, str(document[key])) for key, word in words.items() if document[key] is not None]
+    facts += [("not tried again", f"{release}: {why}") for release, why in document["bad"].items()]
+    facts += [("paused", document["paused"])] if document["paused"] else []
+    facts += [("what to do", sentence)] if sentence else []
+    return document, Facts(pairs=facts)
+
+
+def updated_parts(document: dict[str, Any], sentence: str) -> Shown:
+    """What an update did."""
+    cells = tuple(str(document.get(key, "")) for key in ("done", "from", "to", "pending"))
+    return document, Said(sentence=sentence, cells=cells)

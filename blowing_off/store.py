@@ -10,10 +10,9 @@ Several processes may open one store. Their writes come one after another, and `
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -21,16 +20,28 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from inbetweenies.errors import InbetweeniesError, StoreBusy, StoreCorrupt, StoreError, StoreFull
+from inbetweenies.errors import InbetweeniesError, StoreBusy, StoreCorrupt, StoreError
 from inbetweenies.merge import ancestors
 from inbetweenies.model import Conflict, Entity, Kind, Refused, Relationship, digest_change, make_version
 from inbetweenies.replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
 
-APPLICATION_ID: Final = 0x424F6666  # "BOff": what `file` and we ourselves know the file by
-SCHEMA: Final = 1
-BUSY_TIMEOUT_S: Final = 10.0  # writers are not served in turn, so one among several can wait for long
+from .migration import (
+    APPLICATION_ID,
+    BUSY_TIMEOUT_S,
+    STEPS,
+    Standing,
+    VersionMigration,
+    border,
+    code_of,
+    make_file,
+    remember,
+    standing,
+    step_up,
+)
+
 COUNTER_MAX: Final = 999_999  # six digits of a row version; more would sort below fewer
 
+# Format 1. What has come since is made by the steps of `migration`, in new files too: there is one truth.
 _SCHEMA: Final = (
     # What is known once: State as JSON, the version minted last, settings.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
@@ -193,16 +204,27 @@ class Counts(Struct, frozen=True, kw_only=True):
 class LocalStore:
     """The replica at `path`, made if there is none yet. ``":memory:"`` keeps it in memory, for trials and tests.
 
+    One of an older format is brought to the newest, with a copy made before. One of a newer release is used, or only
+    read (`read_only`), as far as that release allowed it.
+
     Raises:
-        StoreError: the file is something else, or was written by a newer release; it was not touched.
+        StoreError: the file is something else, or not for this release; it was not touched.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
+        self.read_only = False
         self._depth = 0
         self._syncing = False
+        self._connection: sqlite3.Connection | None = None
         with self._border():
-            self._db = self._open()
+            self._connection = self._open()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
 
     # --- opening --------------------------------------------------------------------------------------------------
 
@@ -210,88 +232,54 @@ class LocalStore:
         if self.path != ":memory:":
             file = Path(self.path)
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Made by us and not by SQLite, which would let others read it; its WAL takes over the mode.
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            make_file(file)  # its WAL takes over the mode
         db = sqlite3.connect(self.path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
         try:
-            known = self._check(db)
-            if self.path != ":memory:":
+            db.execute("BEGIN")  # another process may be making the file at this moment: see all of it, or nothing
+            found = self._standing(db)
+            db.execute("COMMIT")
+            self.read_only = found == "read_only"
+            if self.path != ":memory:" and not self.read_only:
                 Path(self.path).chmod(0o600)
                 db.execute("PRAGMA journal_mode = WAL")
             # FULL: an edit that was confirmed to a person must survive the battery running out.
             for setting in ("synchronous = FULL", "fullfsync = ON", "trusted_schema = OFF", "cell_size_check = ON"):
                 db.execute(f"PRAGMA {setting}")
-            if not known:
+            if found == "empty":
                 self._create(db)
+            elif found == "older":
+                VersionMigration(self.path).migrate_if_needed()
+            elif self.read_only:
+                db.execute("PRAGMA query_only = ON")
         except BaseException:
             db.close()
             raise
         return db
 
-    def _check(self, db: sqlite3.Connection) -> bool:
-        """Whether the file is a store of ours; False if it is empty."""
-        found = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if found != APPLICATION_ID:
-            if found == 0 and version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return False
-            raise StoreError(
-                f"expected a store of Blowing-Off at {self.path}; got a database of another program, "
-                "which was left as it is. Name another file."
-            )
-        if version > SCHEMA:
-            raise StoreError(
-                f"expected a store of format {SCHEMA} or older at {self.path}; got format {version}, written by a "
-                "newer release. Update this program; the file was left as it is."
-            )
-        return True
+    def _standing(self, db: sqlite3.Connection) -> Standing:
+        return standing(db, self.path)
 
     def _create(self, db: sqlite3.Connection) -> None:
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if not self._check(db):  # another process may have been faster
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
+        db.execute("BEGIN IMMEDIATE")  # closing rolls back
+        if self._standing(db) == "empty":  # another process may have been faster
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for step in STEPS:
+                step_up(db, step)
+        db.execute("COMMIT")
 
     def close(self) -> None:
         """Let go of the file. What was written is safe already."""
         with self._border():
-            self._db.close()
+            if self._connection is not None:
+                self._connection.close()
 
     # --- transactions ---------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _border(self) -> Iterator[None]:
+    def _border(self) -> AbstractContextManager[None]:
         """Foreign exceptions stop here."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._told(error) from error
-        except OSError as error:
-            raise StoreError(
-                f"expected to open {self.path} for reading and writing; the system says: {error.strerror}"
-            ) from error
-
-    def _told(self, error: sqlite3.Error) -> StoreError:
-        code = (error.sqlite_errorcode if hasattr(error, "sqlite_errorcode") else 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return StoreBusy(
-                f"expected to write to {self.path} within {BUSY_TIMEOUT_S:g} s; another process holds it. Try again."
-            )
-        if code == sqlite3.SQLITE_FULL:
-            return StoreFull(f"expected room to write to {self.path}; the disk is full. Nothing was changed.")
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return StoreCorrupt(
-                f"expected a store of Blowing-Off at {self.path}; got a file that is none, or a damaged one. Name "
-                "another file, or put a copy of the store in its place."
-            )
-        return StoreError(f"expected to use {self.path}; SQLite says: {error}")
+        return border(self.path)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -303,18 +291,35 @@ class LocalStore:
             finally:
                 self._depth -= 1
             return
+        if self.read_only:
+            raise StoreError(
+                f"expected a store at {self.path} that this release may write; got one of a newer release, which it "
+                "may only read. Update this program; nothing was changed."
+            )
         with self._border():
-            self._db.execute("BEGIN IMMEDIATE")
+            db = self._db
             self._depth = 1
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                    self._db.execute("ROLLBACK")
+                db.execute("COMMIT")
+            except BaseException as error:
+                self._undo(db, doubtful=code_of(error) == sqlite3.SQLITE_IOERR)
                 raise
             finally:
                 self._depth = 0
+
+    def _undo(self, db: sqlite3.Connection, *, doubtful: bool) -> None:
+        """Roll back. After an I/O error a connection must not be trusted, nor its fsync be tried again."""
+        try:
+            if db.in_transaction:  # SQLite may have rolled back by itself
+                db.execute("ROLLBACK")
+        except (sqlite3.Error, MemoryError):
+            doubtful = True
+        if doubtful and self.path != ":memory:":
+            self._connection = None  # the next call opens another one
+            with suppress(sqlite3.Error):
+                db.close()
 
     @contextmanager
     def syncing(self) -> Iterator[None]:
@@ -337,15 +342,9 @@ class LocalStore:
             finally:
                 self._syncing = False
             return
-        lock = f"{self.path}.sync"
-        with self._border():
-            os.close(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600))
-            gate = sqlite3.connect(lock, isolation_level=None, timeout=0, check_same_thread=False)
-        with closing(gate):
-            try:
-                gate.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:
-                raise running from None
+        with alone(f"{self.path}.sync") as got:
+            if not got:
+                raise running
             self._syncing = True
             try:
                 yield
@@ -461,6 +460,11 @@ class LocalStore:
             for n, note, *copy in found
         ]
 
+    def newest_pending(self) -> int:
+        """The `n` of the row that waits and was made last; 0 if none waits."""
+        found = self._one("SELECT max(n) FROM pending")
+        return 0 if found is None else found[0] or 0
+
     def local(self, keys: Iterable[Key], rows: Iterable[RowKey]) -> Local:
         """What `replica.absorb` must see, for the `keys` and `rows` that `replica.mentions` named."""
         pointers: dict[Key, Pointer] = {}
@@ -525,6 +529,8 @@ class LocalStore:
                 ((*_conflict(conflict), now) for conflict in absorbed.conflicts),
             )
             self.put_state(absorbed.state)
+            if absorbed.state.cursor is not None:
+                remember(self._db, absorbed.state.cursor)
 
     def annotate(self, notes: Mapping[int, Refused]) -> None:
         """Keep with these marks why they still wait."""
@@ -780,6 +786,23 @@ class LocalStore:
         """The sum of the hashes of all rows that the server is known to hold as current (PROTOCOL 4.8)."""
         state = self.state()
         return 0 if state is None else state.digest
+
+
+@contextmanager
+def alone(lock: str, *, patience_s: float = 0) -> Iterator[bool]:
+    """Whether, within `patience_s`, nobody else is inside with the same file, here or in another process. The system
+    lets go of it when a process dies."""
+    with border(lock):
+        make_file(lock)
+        gate = sqlite3.connect(lock, isolation_level=None, timeout=patience_s, check_same_thread=False)
+    with closing(gate):
+        try:
+            with border(lock):
+                gate.execute("BEGIN EXCLUSIVE")
+            free = True
+        except StoreBusy:
+            free = False
+        yield free
 
 
 def _whole(copy: Copy) -> _Whole:

@@ -22,7 +22,7 @@ from inbetweenies.limits import LIMITS, canonical, checked_decode, gate
 from inbetweenies.model import SOURCE_TYPES, Entity, Refused, Relationship, edge_version, edit_time
 from inbetweenies.replica import Copy, copy_of
 
-from .client import BlowingOffClient
+from .client import CONTENT_LIMITS, BlowingOffClient
 from .homekit import Draft, DraftLink, Import
 from .store import LocalStore
 
@@ -156,6 +156,7 @@ def _read_line(number: int, text: bytes) -> Line:
 def _spelled(value: Raw, pointer: str) -> Raw:
     """The one spelling in which an object is stored, sent and hashed, whatever a person's editor made of it."""
     try:
+        gate(bytes(value), CONTENT_LIMITS)
         return Raw(canonical(checked_decode(_OBJECT, bytes(value)), trusted=True))
     except RemoteProtocolError as error:
         raise _wrong(error.expected, error.got, pointer + error.pointer) from None

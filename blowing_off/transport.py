@@ -22,6 +22,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
+from inbetweenies import __version__
 from inbetweenies.errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, clip
 
 TIMEOUT_S: Final = 60.0  # one exchange with its retries: a phone call's patience
@@ -40,7 +41,11 @@ Sleep = Callable[[float], Awaitable[object]]
 
 
 class Transport(Protocol):
-    """What a client needs of a server. A fake is this with the server inside."""
+    """What a client needs of a server. A fake is this with the server inside.
+
+    A transport that hears of it may have an attribute `registry_revision`: what the server said last of the set of
+    wire versions that it serves.
+    """
 
     async def post(self, path: str, body: bytes) -> bytes:
         """Send a JSON `body` and return the JSON that the server answers.
@@ -140,6 +145,7 @@ class _Problem(Struct):
     code: Any = None
     detail: Any = None
     supported: Any = None
+    supported_versions: Any = None
 
 
 _problem = msgspec.json.Decoder(_Problem)
@@ -172,7 +178,7 @@ def refused(
     code = problem.code if isinstance(problem.code, str) and problem.code else _CODES.get(status, f"http_{status}")
     # A deployed server lists what was wrong with each field there, with what it was sent in it.
     detail = problem.detail if isinstance(problem.detail, str) else ""
-    listed = problem.supported if isinstance(problem.supported, list) else []
+    listed = next((one for one in (problem.supported, problem.supported_versions) if isinstance(one, list)), [])
     if secret and secret in f"{code}{detail}{listed}":
         # A server that repeats the token gets none of its words shown, stored or logged.
         code, detail, listed = _CODES.get(status, f"http_{status}"), "", []
@@ -189,6 +195,7 @@ def refused(
 # --- HTTP ---------------------------------------------------------------------------------------------------------
 
 _HOST: Final = re.compile(rb"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}")
+_REVISION: Final = re.compile(r"[\x21-\x7e]{1,64}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,4096}")
 
 
@@ -292,8 +299,10 @@ class HttpTransport:
         if token is not None and not _TOKEN.fullmatch(token):
             raise LocalProtocolError("expected a token of 1 to 4096 printable ASCII characters; got something else")
         self.origin = _origin(parsed)
+        self.registry_revision: str | None = None
         self.timeout_s = timeout_s
-        self._base = str(parsed).rstrip("/")
+        self.base = str(parsed).rstrip("/")
+        self.agent = f"blowing-off/{__version__}"  # so that a server's log tells who would lose by a change
         self._wire_bytes_max = wire_bytes_max
         self._decoded_bytes_max = decoded_bytes_max
         self._tries_max = tries_max
@@ -313,7 +322,7 @@ class HttpTransport:
             headers={
                 "Accept": "application/json, application/problem+json",
                 "Accept-Encoding": "gzip, identity",
-                "User-Agent": "blowing-off",
+                "User-Agent": self.agent,
             },
         )
 
@@ -331,6 +340,11 @@ class HttpTransport:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+
+    @property
+    def credential(self) -> str | None:
+        """The token. Not for showing."""
+        return None if self._auth is None else self._auth.token
 
     async def post(self, path: str, body: bytes) -> bytes:
         """See `Transport.post`. Sent again where no answer came, so what it asks for must be idempotent (law 5)."""
@@ -350,7 +364,9 @@ class HttpTransport:
             async with asyncio.timeout_at(deadline):
                 for tried in range(1, self._tries_max + 1):
                     try:
-                        return await self._again_if_stale(method, path, body, where)
+                        # What was tried just now and failed has closed its connection, so the next is new anyway.
+                        once = self._again_if_stale if tried == 1 else self._once
+                        return await once(method, path, body, where)
                     except (Unreachable, Refused) as error:
                         failed = error
                         wait = self._wait(error, tried)
@@ -388,7 +404,10 @@ class HttpTransport:
     async def _once(self, method: str, path: str, body: bytes | None, where: str) -> bytes:
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
-            async with self._client.stream(method, self._base + path, content=body, headers=headers) as response:
+            # Said again here, since a client can be one that somebody else made.
+            async with self._client.stream(
+                method, self.base + path, content=body, headers=headers, follow_redirects=False
+            ) as response:
                 self._used = True
                 return await self._answer(response, where)
         except httpx.InvalidURL as error:
@@ -400,6 +419,9 @@ class HttpTransport:
 
     async def _answer(self, response: httpx.Response, where: str) -> bytes:
         status = response.status_code
+        told = response.headers.get("inbetweenies-registry-revision", "")
+        if _REVISION.fullmatch(told):
+            self.registry_revision = told
         if 300 <= status < 400:
             raise _redirected(response, where)
         if not 200 <= status < 300:
@@ -412,7 +434,7 @@ class HttpTransport:
                 body,
                 retry_after=_retry_after(response),
                 where=where,
-                secret=self._auth.token if self._auth else None,
+                secret=self.credential,
             )
         media = response.headers.get("content-type", "")
         if not _is_json(media):

@@ -53,13 +53,18 @@ class Done(Struct, frozen=True, kw_only=True):
 
 class _Kind(Struct):
     type: Any = None
+    negotiation: Any = None
 
 
 _kind = msgspec.json.Decoder(_Kind)
 
 
 class V1Exchange:
-    """One sync in v1. `probe` must say yes before `run`."""
+    """One sync in v1. `probe` must say yes before `run`.
+
+    Args:
+        offer: the wire versions that this client would be answered in as well.
+    """
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class V1Exchange:
         clock: Callable[[], int],
         ids: Callable[[], str],
         batch_changes: int,
+        offer: tuple[str, ...],
     ) -> None:
         self.store = store
         self.transport = transport
@@ -81,8 +87,10 @@ class V1Exchange:
         self.clock = clock
         self.ids = ids
         self.batch_changes = batch_changes
+        self.offer = offer
         self.messages = 0
-        self.first: bytes | None = None
+        self.first = b""
+        self.negotiation: Any = None  # what the server said of the choice of this version, if it did
         self.refused: dict[str, Any] = {}  # by entity, what the server said against its record
 
     @property
@@ -92,23 +100,24 @@ class V1Exchange:
         return state
 
     async def probe(self) -> bool:
-        """Whether the server answers a v1 request as v1 does: the one signal on which to speak it (law 10)."""
-        self.first = await self._post(REQUEST_PATH, self.codec.encode_request(self.state.device, None))
+        """Whether the server answers a v1 request as v1 does: the one signal on which to speak it (law 10). Nothing
+        is taken from the answer yet."""
+        self.first = await self._post(REQUEST_PATH, self._request(None))
         try:
-            return bool(self._told(_kind, self.first).type == "sync_delta")
+            told = self._told(_kind, self.first)
         except BadAnswer:
             return False
+        self.negotiation = told.negotiation
+        return bool(told.type == "sync_delta")
 
     async def run(self) -> Done:
         """Read, take over, push, and tell the server that it was heard."""
         state = self.state
-        if self.first is None:
-            self.first = await self._post(REQUEST_PATH, self.codec.encode_request(state.device, None))
         everything = self._delta(self.first)
         changes = list(everything.changes)
         if state.since is not None:
             # Only what is asked for since some time tells deletes.
-            body = self.codec.encode_request(state.device, state.since)
+            body = self._request(state.since)
             gone = [
                 one for one in self._delta(await self._post(REQUEST_PATH, body)).changes if one.operation == "delete"
             ]
@@ -120,8 +129,12 @@ class V1Exchange:
             if one.operation != "delete" and isinstance(one.data, dict)
         }
         pushed, sent, refused = await self._push(records)
-        await self._post(ACK_PATH, self.codec.encode_ack(state.device, self.clock()))
+        await self._post(ACK_PATH, self.codec.encode_ack(state.device, self.clock(), offer=self.offer))
         return Done(pushed=pushed, pulled=pulled, sent=sent, messages=self.messages, refused=refused)
+
+    def _request(self, since: int | None) -> bytes:
+        body: bytes = self.codec.encode_request(self.state.device, since, offer=self.offer)
+        return body
 
     async def _post(self, path: str, body: bytes) -> bytes:
         self.messages += 1
@@ -254,7 +267,8 @@ class V1Exchange:
     async def _push_part(self, part: Mapping[str, tuple[str, Any]]) -> set[str]:
         """Push these records; the entities among them that the server has now."""
         body = await self._post(
-            PUSH_PATH, self.codec.encode_push(self.state.device, [change for _, change in part.values()])
+            PUSH_PATH,
+            self.codec.encode_push(self.state.device, [change for _, change in part.values()], offer=self.offer),
         )
         self._told(_kind, body)
         try:

@@ -22,13 +22,13 @@ import msgspec
 import pytest
 
 from inbetweenies import MemoryStore, StoreError
-from inbetweenies.model import Head, Held, Reads, Writes
+from inbetweenies.model import Document, Head, Held, Reads, Writes
 from inbetweenies.store import Store
 from inbetweenies.stores import BaseTransaction
 from inbetweenies.testing.store_tests import StoreTests
 
 
-class Commit(msgspec.Struct):
+class Commit(msgspec.Struct, tag=True):
     """One line of the file: what one transaction wrote to a graph, and the head of that graph afterwards."""
 
     graph: str
@@ -36,16 +36,25 @@ class Commit(msgspec.Struct):
     head: Head
 
 
+class Put(msgspec.Struct, tag=True):
+    """Another kind of line: a document of the store as a whole."""
+
+    name: str
+    revision: int
+    body: bytes
+
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Commit).decode
+_decode = msgspec.json.Decoder(Commit | Put).decode
 
 
 class JsonLinesStore:
-    """The port (`inbetweenies.store.Store`) is two methods: `transaction` and `close`."""
+    """The port (`inbetweenies.store.Store`): `transaction`, two methods for documents, and `close`."""
 
     def __init__(self, path: Path, *, fsync: Callable[[int], None] = os.fsync) -> None:
         self._memory = MemoryStore()
         self._lock = threading.Lock()
+        self._putting = threading.Lock()
         self._named: set[str] = set()
         self._fsync = fsync
         self._file = path.open("a+b")
@@ -58,14 +67,27 @@ class JsonLinesStore:
                 end += len(line)
         self._file.truncate(end)
 
-    async def _replay(self, commit: Commit) -> None:
-        async with self._memory.transaction(commit.graph, write=True) as tx:
-            for writes in (*commit.writes, Writes(head=commit.head)):
+    async def _replay(self, line: Commit | Put) -> None:
+        if isinstance(line, Put):
+            await self._memory.put_document(line.name, line.body, revision=line.revision)
+            return
+        async with self._memory.transaction(line.graph, write=True) as tx:
+            for writes in (*line.writes, Writes(head=line.head)):
                 await tx.write(writes)
-        self._named.add(commit.graph)
+        self._named.add(line.graph)
 
     def transaction(self, graph: str, *, write: bool) -> JsonLinesTransaction:
         return JsonLinesTransaction(self, graph, self._memory.transaction(graph, write=write), write=write)
+
+    async def document(self, name: str) -> Document:
+        return await self._memory.document(name)
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        with self._putting:  # compare, write the line, set: one at a time
+            if (await self._memory.document(name)).revision != revision:
+                return False
+            self.append(Put(name=name, revision=revision, body=body))
+            return await self._memory.put_document(name, body, revision=revision)
 
     def name(self, graph: str, head: Head) -> None:
         """A graph exists, with the epoch it has, from the first time it is named; whoever read it may rely on that."""
@@ -73,8 +95,8 @@ class JsonLinesStore:
             self.append(Commit(graph=graph, writes=(), head=head))
             self._named.add(graph)
 
-    def append(self, commit: Commit) -> None:
-        """Put a commit on the disk, or raise and leave the file as it was."""
+    def append(self, commit: Commit | Put) -> None:
+        """Put a line on the disk, or raise and leave the file as it was."""
         with self._lock:  # writers of one graph take turns, those of different graphs need not
             end = self._file.seek(0, os.SEEK_END)
             try:

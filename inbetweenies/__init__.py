@@ -9,33 +9,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import (
+        BodyNotValidForVersion,
         InbetweeniesError,
         LocalProtocolError,
+        NoCommonVersion,
         RemoteProtocolError,
         ServedVersionMismatch,
         StoreBusy,
         StoreCorrupt,
         StoreError,
         StoreFull,
+        UnsupportedVersion,
+        VersionDisabled,
         VersionRefused,
     )
     from .limits import Limits
     from .merge import Policy
     from .model import Change, Context, Entity, Relationship, make_version
+    from .negotiation import negotiate, select
+    from .offers import VersionPolicy
+    from .registry import Notice, Registry
+    from .rest import Adapters, versioned_endpoint
     from .router import ProtocolFallback, ProtocolHandler, V1ProtocolHandler, V2ProtocolHandler
     from .store import Store, Transaction
     from .stores.memory import MemoryStore
     from .stores.sqlite import SqliteStore
 
 _HOMES = {
+    "BodyNotValidForVersion": ".errors",
     "InbetweeniesError": ".errors",
     "LocalProtocolError": ".errors",
+    "NoCommonVersion": ".errors",
     "RemoteProtocolError": ".errors",
     "ServedVersionMismatch": ".errors",
     "StoreBusy": ".errors",
     "StoreCorrupt": ".errors",
     "StoreError": ".errors",
     "StoreFull": ".errors",
+    "UnsupportedVersion": ".errors",
+    "VersionDisabled": ".errors",
     "VersionRefused": ".errors",
     "Limits": ".limits",
     "Policy": ".merge",
@@ -44,6 +56,13 @@ _HOMES = {
     "Entity": ".model",
     "Relationship": ".model",
     "make_version": ".model",
+    "negotiate": ".negotiation",
+    "select": ".negotiation",
+    "VersionPolicy": ".offers",
+    "Notice": ".registry",
+    "Registry": ".registry",
+    "Adapters": ".rest",
+    "versioned_endpoint": ".rest",
     "ProtocolFallback": ".router",
     "ProtocolHandler": ".router",
     "V1ProtocolHandler": ".router",
@@ -56,6 +75,8 @@ _HOMES = {
 
 __version__ = "1.0.0"
 __all__ = [
+    "Adapters",
+    "BodyNotValidForVersion",
     "Change",
     "Context",
     "Entity",
@@ -63,9 +84,12 @@ __all__ = [
     "Limits",
     "LocalProtocolError",
     "MemoryStore",
+    "NoCommonVersion",
+    "Notice",
     "Policy",
     "ProtocolFallback",
     "ProtocolHandler",
+    "Registry",
     "Relationship",
     "RemoteProtocolError",
     "ServedVersionMismatch",
@@ -76,10 +100,16 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "Transaction",
+    "UnsupportedVersion",
     "V1ProtocolHandler",
     "V2ProtocolHandler",
+    "VersionDisabled",
+    "VersionPolicy",
     "VersionRefused",
     "make_version",
+    "negotiate",
+    "select",
+    "versioned_endpoint",
 ]
 
 

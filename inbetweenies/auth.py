@@ -289,7 +289,8 @@ class SqliteTokens:
         with self._writer("keep tokens") as connection:
             connection.execute(_SCHEMA)
         # Readers never wait for writers here, so one connection on which finders queue answers at once.
-        self._reader = self._connect()
+        with _border("keep tokens"):
+            self._reader = self._connect()
         self._lock = threading.Lock()
 
     def create(
@@ -336,8 +337,12 @@ class SqliteTokens:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA synchronous = FULL")  # a token that was shown must not be gone after a power cut
-        connection.execute("PRAGMA trusted_schema = OFF")
+        try:
+            connection.execute("PRAGMA synchronous = FULL")  # a token that was shown must not be gone after a power cut
+            connection.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     @contextmanager
@@ -365,6 +370,8 @@ def _border(doing: str) -> Iterator[None]:
         kinds |= {sqlite3.SQLITE_CORRUPT: StoreCorrupt, sqlite3.SQLITE_NOTADB: StoreCorrupt}
         told = getattr(error, "sqlite_errorname", type(error).__name__)
         raise kinds.get(code, StoreError)(f"SQLite could not {doing}: {told}") from error
+    except MemoryError as error:  # SQLite's NOMEM comes as this, not as an error of its own
+        raise StoreError(f"SQLite could not {doing}: out of memory") from error
 
 
 # --- where a peer is, and how often it may guess ------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
 from .model import format_time
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .auth import SqliteTokens, TokenInfo
 
 PASSWORD_VARIABLE: Final = "INBETWEENIES_ADMIN_PASSWORD"  # noqa: S105 - the name of it
-DAY_US: Final = 24 * 3600 * 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -77,30 +77,41 @@ def commands() -> None:
     """A sync server for mixed fleets: old and new clients in one graph, and no write is ever lost."""
 
 
-_db = click.option(
-    "--db", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The database file of the server."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+commands.add_command(versions)
+commands.add_command(census_command)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------
 
 
 @commands.command()
-@_db
+@db_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 for any that is free."
 )
 @click.option("--graph", default="default", show_default=True, help="The graph of admin logins and of --no-auth.")
 @click.option("--no-auth", is_flag=True, help="Let everybody on this machine in. Only with a loopback host.")
-def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
+@click.option("--min-client-version", default=None, help="The oldest release of clients that discovery tells.")
+@click.option("--latest-client-version", default=None, help="The newest release of clients that discovery tells.")
+@click.option("--docs", default=None, help="URL that refusals name: which release speaks which wire version.")
+def serve(
+    db: Path,
+    host: str,
+    port: int,
+    graph: str,
+    no_auth: bool,
+    min_client_version: str | None,
+    latest_client_version: str | None,
+    docs: str | None,
+) -> None:
     """Serve the graphs in a database file, which is made if there is none.
 
     Prints `listening on http://…` once it does; stops on SIGTERM and Ctrl-C. Tokens are made with
     `inbetweenies token create`. With INBETWEENIES_ADMIN_PASSWORD set, clients may also log in with that password.
     """
     from .auth import SqliteTokens, is_loopback
+    from .router import ProtocolFallback
     from .stores import SqliteStore
 
     if no_auth and not is_loopback(host):
@@ -119,8 +130,18 @@ def serve(db: Path, host: str, port: int, graph: str, no_auth: bool) -> None:
     with closing(SqliteTokens(db)) as tokens:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))
+        router = ProtocolFallback(store, docs=docs)
         try:
-            application = app(store, tokens=tokens, admin_password=password, admin_graph=graph, auth=not no_auth)
+            asyncio.run(router.refresh())
+            application = app(
+                router=router,
+                tokens=tokens,
+                admin_password=password,
+                admin_graph=graph,
+                auth=not no_auth,
+                min_client_version=min_client_version,
+                latest_client_version=latest_client_version,
+            )
             run(application, host, port, announce=click.echo)
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -153,7 +174,7 @@ def token() -> None:
 
 
 @token.command()
-@_db
+@db_option
 @click.option("--graph", required=True, help="The graph that the token opens, and no other.")
 @click.option("--user", required=True, help="Who writes with it.")
 @click.option("--device", default=None, help="The device it is for.")
@@ -161,7 +182,7 @@ def token() -> None:
     "--days", type=click.IntRange(1, 36500), default=None, help="Days until it expires; without, it does not."
 )
 @click.option("--admin", is_flag=True, help="Give it the role admin.")
-@_json
+@json_option
 def create(db: Path, graph: str, user: str, device: str | None, days: int | None, admin: bool, as_json: bool) -> None:
     """Make a token. Its text is printed here and never again. A running server knows it at once."""
     from .auth import SqliteTokens
@@ -178,8 +199,8 @@ def create(db: Path, graph: str, user: str, device: str | None, days: int | None
 
 
 @token.command("list")
-@_db
-@_json
+@db_option
+@json_option
 def list_(db: Path, as_json: bool) -> None:
     """List tokens, without what makes them work."""
     with closing(_existing(db)) as tokens:
@@ -188,16 +209,13 @@ def list_(db: Path, as_json: bool) -> None:
         click.echo(json.dumps({"tokens": infos}))
         return
     columns = ("key_id", "state", "graph", "user", "device", "role", "created", "expires")
-    table = [columns, *(tuple(str(info[name] or "-") for name in columns) for info in infos)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    table(columns, ([info[name] for name in columns] for info in infos))
 
 
 @token.command()
-@_db
+@db_option
 @click.argument("key_id")
-@_json
+@json_option
 def revoke(db: Path, key_id: str, as_json: bool) -> None:
     """Refuse a token from its next request on. KEY_ID is the part after `ib1_`."""
     parts = key_id.split("_")
@@ -238,7 +256,7 @@ def _info(info: TokenInfo) -> dict[str, Any]:
 
 @commands.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_json
+@json_option
 def demo(files: tuple[Path, ...], as_json: bool) -> int:
     """See old and new clients sync with one server, on FILES with HomeKit data or on a made-up home."""
     from importlib.metadata import entry_points

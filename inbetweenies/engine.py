@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from . import merge
 from .errors import RemoteProtocolError, clip
-from .limits import Limits
+from .limits import Allowance, Limits
 from .merge import Policy, arrival, later, side_of
 from .model import (
     SEQ_MAX,
@@ -51,18 +51,21 @@ from .model import (
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
 NOTHING: Final = Head(epoch="")
+MILLISECOND: Final = 1_000  # in microseconds
+VISIT_BYTES: Final = 64  # what looking at one ancestor counts for: about as much as decoding so much of a row
 
 
 class Decision(Struct, frozen=True, kw_only=True):
     """What `decide` made of a push: the one commit it needs, and what to tell the pusher about each item.
 
-    `current` holds the row that is current afterwards for every pushed id.
+    `current` holds the row that is current afterwards for every pushed id; `open` names the ids of `refused` in full.
     """
 
     writes: Writes
     head: Head
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
+    open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
     current: dict[tuple[Kind, str], Row] = {}
 
@@ -100,6 +103,7 @@ def serve(
             served_stamp=decision.head.stamp,
             acks=decision.acks,
             refused=decision.refused,
+            open=decision.open,
             conflicts=decision.conflicts,
         )
     return (yield from _answer(request, held, decision, limits))
@@ -119,7 +123,7 @@ def reads(request: SyncRequest) -> Reads:
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
         chains=(request.cursor.seq,) if request.cursor else (),
-        stamp=request.since,
+        stamp=None if request.since is None else request.since + request.since_span,
         device=request.device,
     )
 
@@ -163,33 +167,17 @@ def beside(version: str, hash_: bytes) -> str:
 def in_order(changes: Iterable[Change]) -> list[Change]:
     """PROTOCOL 4.6: the changes with parents before children among the rows of one id, else as they came."""
     listed = list(changes)
-    of_id: dict[str, list[int]] = {}
+    of_id: dict[str, list[tuple[int, Entity]]] = {}
     for index, change in enumerate(listed):
         if change.entity is not None:
-            of_id.setdefault(change.entity.id, []).append(index)
-    for indexes in of_id.values():
-        if len(indexes) > 1:
-            for index, change in zip(indexes, _parents_first([listed[index] for index in indexes]), strict=True):
-                listed[index] = change
-    return listed
-
-
-def _parents_first(changes: list[Change]) -> list[Change]:
-    waiting = list(changes)
-    ordered: list[Change] = []
-    while waiting:
-        versions = {change.entity.version for change in waiting if change.entity}
-        # In a circle of parents nobody is first; then the order of the message stands.
-        first = next(
-            (change for change in waiting if change.entity and not versions & _other_parents(change.entity)), waiting[0]
-        )
-        ordered.append(first)
-        waiting.remove(first)
+            of_id.setdefault(change.entity.id, []).append((index, change.entity))
+    ordered = list(listed)
+    for rows in of_id.values():
+        if len(rows) > 1:
+            turns = merge.parents_first([(entity.version, entity.parent_versions) for _, entity in rows])
+            for (index, _), turn in zip(rows, turns, strict=True):
+                ordered[index] = listed[rows[turn][0]]
     return ordered
-
-
-def _other_parents(entity: Entity) -> set[str]:
-    return set(entity.parent_versions) - {entity.version}
 
 
 # --- the decision -------------------------------------------------------------------------------------------------
@@ -206,7 +194,7 @@ def decide(
     """PROTOCOL 4.4 to 4.7 and 6: what becomes of every pushed item, as one commit.
 
     `held` must answer `reads(request)` and, where there is one, `look_closer(request, held)`. `now` is the server's
-    clock in microseconds; it is only ever used through `max(now, last stamp + 1)`.
+    clock in microseconds; for stamps it is only used where it is ahead of the last one.
     """
     work = _Work(request, held, now, limits, policy)
     for change in in_order(request.changes):
@@ -230,25 +218,30 @@ class _Work:
         self.policy = policy
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
+        # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
+        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.seq else TIME_MIN
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
         self.current.update({("edge", id_): row for id_, row in held.edges.items()})
         self.versions = dict(held.versions)
         self.rows: dict[int, Row] = {}
+        self.added: dict[str, list[Row]] = {}  # of these the entities, by id
+        self.lineages: dict[str, tuple[dict[str, Row], dict[str, tuple[str, ...]]]] = {}
+        self.allowance = Allowance(limits.handled_bytes_max)
         self.closed: list[tuple[int, int]] = []
         self.acks: list[tuple[Kind, str, str, Outcome]] = []
         self.refused: list[Refused] = []
+        self.open: set[tuple[Kind, str]] = set()
         self.conflicts: list[Conflict] = []
 
     # entities
 
     def take_entity(self, change: Change, entity: Entity) -> None:
         refusal = check_entity(entity, change.pointer, self.limits)
-        if refusal is not None:
-            self.refused.append(refusal)
-            return
         body = body_of(entity)
-        if len(body) > self.limits.entity_bytes_max:
-            self.refuse(entity.id, entity.version, "too_large", change.pointer, f"a row of {len(body)} bytes")
+        if refusal is None and len(body) > self.limits.entity_bytes_max:
+            refusal = _refusal(entity, "too_large", change.pointer, f"a row of {len(body)} bytes")
+        if refusal is not None:
+            self.refuse("entity", entity.id, refusal)
             return
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
@@ -268,6 +261,9 @@ class _Work:
         elif current.version in entity.parent_versions:
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
+        elif self.allowance.spent:
+            detail = "this push handles as much as one may; send it again"
+            self.refuse("entity", entity.id, _refusal(entity, "too_much_at_once", change.pointer, detail))
         else:
             self.contest(current, entity, body, hash_)
 
@@ -288,15 +284,16 @@ class _Work:
 
     def contest(self, current: Row, entity: Entity, body: bytes, hash_: bytes) -> None:
         """PROTOCOL 6: the pushed row does not name the current one among its parents."""
-        rows = {row.version: row for row in self.held.history.get(entity.id, ())}
-        rows.update({row.version: row for row in self.rows.values() if row.kind == "entity" and row.id == entity.id})
-        history = {version: row.entity().parent_versions for version, row in rows.items()}
-        if entity.version in merge.ancestors((current.version,), history):
+        rows, parents = self.lineage(entity.id)
+        over_current = merge.ancestors((current.version,), parents)
+        over_entity = merge.ancestors(entity.parent_versions, parents)
+        self.allowance.spend(len(current.body) + len(body) + VISIT_BYTES * (len(over_current) + len(over_entity)))
+        if entity.version in over_current:
             # A row that arrives after its own descendant: known to have been superseded, nothing is lost.
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
             return
-        if current.version in merge.ancestors(entity.parent_versions, history):
+        if current.version in over_entity:
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
             return
@@ -317,7 +314,7 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
-        base = merge.merge_base(entity.parent_versions, rows) if self.policy.three_way else None
+        base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
         if base is not None and not base.deleted:
             self.merge(base, current, mine, entity, body, hash_, here, there)
             return
@@ -325,6 +322,13 @@ class _Work:
         self.add_entity(entity, body, hash_, current=remote_wins)
         self.lost(entity, current.version, entity.version if remote_wins else current.version, reason)
         self.ack("entity", entity.id, entity.version, "applied" if remote_wins else "lost_kept")
+
+    def lineage(self, id_: str) -> tuple[dict[str, Row], dict[str, tuple[str, ...]]]:
+        """The rows of a contested id by version, and the parents of each. Kept up by `add_entity`."""
+        if id_ not in self.lineages:
+            rows = {row.version: row for row in [*self.held.history.get(id_, ()), *self.added.get(id_, ())]}
+            self.lineages[id_] = rows, {version: row.entity().parent_versions for version, row in rows.items()}
+        return self.lineages[id_]
 
     def merge(
         self,
@@ -338,11 +342,13 @@ class _Work:
         there: merge.Side,
     ) -> None:
         merged = merge.three_way(base.entity(), mine, entity, here=here, there=there)
+        self.allowance.spend(len(base.body))
         self.add_entity(entity, body, hash_, current=False)
         if merge.alike(merged.entity, mine):
             resolved = current.version
         else:
             merged_body = body_of(merged.entity)
+            self.allowance.spend(len(merged_body))
             edit = max(here.edit, there.edit)
             # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
             self.add_entity(
@@ -370,7 +376,7 @@ class _Work:
         timed = True
         if edit is None:
             edit, timed = arrival(entity.version, self.now)
-        return self.add(
+        row = self.add(
             "entity",
             entity.id,
             entity.version,
@@ -384,6 +390,11 @@ class _Work:
             type_=entity.entity_type,
             user=entity.user_id,
         )
+        self.added.setdefault(entity.id, []).append(row)
+        if entity.id in self.lineages:
+            rows, parents = self.lineages[entity.id]
+            rows[row.version], parents[row.version] = row, entity.parent_versions
+        return row
 
     # edges
 
@@ -391,7 +402,7 @@ class _Work:
         """PROTOCOL 3.5: every value of an edge is kept, the last one committed is current unless it is put `aside`."""
         refusal = check_edge(edge, pointer, self.limits)
         if refusal is not None:
-            self.refused.append(refusal)
+            self.refuse("edge", edge.id, refusal)
             return
         named = edge if edge.version else replace(edge, version=edge_version(edge))
         body = body_of(named)
@@ -408,7 +419,7 @@ class _Work:
             if end not in self.versions:
                 # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
                 detail = "the endpoint's row is not stored here yet; send the edge again when it is"
-                self.refuse(named.id, edge.version, "unknown_endpoint", f"{pointer}/{field}", detail)
+                self.refuse("edge", edge.id, _refusal(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
                 return
         if known is not None:
             named = replace(named, version=beside(named.version, hash_))
@@ -461,7 +472,7 @@ class _Work:
         self.seq += 1
         # The wall clock may stand still or step back; stamps never do. Between two commits they leave one out, so that
         # stamp less seq is one number for the rows of a commit, and greater in the next.
-        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2))
+        self.stamp = max(self.now, self.stamp + (1 if self.rows else 2), self.earliest)
         self.chain = next_chain(self.chain, hash_)
         before = self.current.get((kind, id_))
         row = Row(
@@ -507,8 +518,9 @@ class _Work:
     def ack(self, kind: Kind, id_: str, version: str, outcome: Outcome) -> None:
         self.acks.append((kind, id_, version, outcome))
 
-    def refuse(self, id_: str, version: str, code: str, pointer: str, detail: str) -> None:
-        self.refused.append(Refused(id=clip(id_), version=clip(version), code=code, pointer=pointer, detail=detail))
+    def refuse(self, kind: Kind, id_: str, refusal: Refused) -> None:
+        self.refused.append(refusal)
+        self.open.add((kind, id_))
 
     def lost(self, entity: Entity, local: str, resolved: str, reason: str) -> None:
         self.conflicts.append(
@@ -544,6 +556,7 @@ class _Work:
             head=head,
             acks=tuple(acks),
             refused=tuple(self.refused),
+            open=frozenset(self.open),
             conflicts=tuple(self.conflicts),
             current=self.current,
         )
@@ -552,7 +565,11 @@ class _Work:
 # --- what can be stored -------------------------------------------------------------------------------------------
 
 
-def _check(fields: Iterable[tuple[str, str, int]], id_: str, version: str, pointer: str) -> Refused | None:
+def _refusal(item: Entity | Relationship, code: str, pointer: str, detail: str) -> Refused:
+    return Refused(id=clip(item.id), version=clip(item.version), code=code, pointer=pointer, detail=detail)
+
+
+def _check(fields: Iterable[tuple[str, str, int]], item: Entity | Relationship, pointer: str) -> Refused | None:
     for name, value, most in fields:
         if not value:
             detail = f"expected 1 to {most} bytes; got an empty string"
@@ -562,9 +579,7 @@ def _check(fields: Iterable[tuple[str, str, int]], id_: str, version: str, point
             detail = "expected no control characters; got at least one"
         else:
             continue
-        return Refused(
-            id=clip(id_), version=clip(version), code="illegal_name", pointer=f"{pointer}/{name}", detail=detail
-        )
+        return _refusal(item, "illegal_name", f"{pointer}/{name}", detail)
     return None
 
 
@@ -576,15 +591,10 @@ def check_entity(entity: Entity, pointer: str, limits: Limits) -> Refused | None
         ("entity_type", entity.entity_type, limits.id_bytes_max),
         ("source_type", entity.source_type, limits.id_bytes_max),
     )
-    refused = _check(fields, entity.id, entity.version, f"{pointer}/entity")
+    refused = _check(fields, entity, f"{pointer}/entity")
     if refused is None and len(entity.parent_versions) > limits.parents_max:
-        return Refused(
-            id=clip(entity.id),
-            version=clip(entity.version),
-            code="too_many_parents",
-            pointer=f"{pointer}/entity/parent_versions",
-            detail=f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}",
-        )
+        detail = f"expected at most {limits.parents_max}; got {len(entity.parent_versions)}"
+        return _refusal(entity, "too_many_parents", f"{pointer}/entity/parent_versions", detail)
     return refused
 
 
@@ -597,7 +607,7 @@ def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | No
         ("to_entity_id", edge.to_entity_id, limits.id_bytes_max),
         ("relationship_type", edge.relationship_type, limits.id_bytes_max),
     )
-    return _check(fields, edge.id, edge.version, pointer)
+    return _check(fields, edge, pointer)
 
 
 # --- the answer ---------------------------------------------------------------------------------------------------
@@ -667,6 +677,7 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         resync=resync,
         acks=decision.acks,
         refused=decision.refused,
+        open=decision.open,
         conflicts=decision.conflicts,
     )
 

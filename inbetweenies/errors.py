@@ -16,6 +16,7 @@ STATUS = {
     "body_too_large": 413,
     "version_retired": 410,
     "unauthorized": 401,
+    "origin_refused": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "timeout": 408,
@@ -71,11 +72,15 @@ class RemoteProtocolError(InbetweeniesError):
 class VersionRefused(RemoteProtocolError):
     """No wire version could be agreed on, or the one asked for is not served (PROTOCOL 5).
 
+    The same on both sides: a server raises it to refuse a request, a client to tell that it was refused.
+
     Attributes:
         requested: the version asked for when it is well formed, else None.
         supported: the versions that would be served, best first.
         side: who is behind: ``client``, ``server`` or ``unknown``.
         retry: what helps: ``renegotiate`` or ``never``.
+        registry_revision: names the set of versions that was in force.
+        docs: where people can read which release speaks which version.
     """
 
     def __init__(
@@ -89,15 +94,35 @@ class VersionRefused(RemoteProtocolError):
         supported: tuple[str, ...] = (),
         side: str = "unknown",
         retry: str = "renegotiate",
+        registry_revision: str | None = None,
+        docs: str | None = None,
     ) -> None:
         super().__init__(code=code, expected=expected, got=got, pointer=pointer)
         self.requested = requested
         self.supported = supported
         self.side = side
         self.retry = retry
+        self.registry_revision = registry_revision
+        self.docs = docs
 
 
-class ServedVersionMismatch(RemoteProtocolError):
+class UnsupportedVersion(VersionRefused):
+    """The version asked for is not served, and which are was not told or does not help."""
+
+
+class NoCommonVersion(VersionRefused):
+    """Each side speaks versions that the other does not. `side` is who must be updated."""
+
+
+class VersionDisabled(VersionRefused):
+    """The version asked for is switched off for now. What waits to be sent keeps; ask again later."""
+
+
+class BodyNotValidForVersion(VersionRefused):
+    """The body was read in a version that it was not written for, and is not valid in it. Nothing was applied."""
+
+
+class ServedVersionMismatch(VersionRefused):
     """A server answered in a wire version that was not offered: nothing of the answer is believed (PROTOCOL 5.9)."""
 
 

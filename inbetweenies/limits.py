@@ -40,6 +40,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     entity_bytes_max: int = 8 * 2**20  # canonical JSON of one row; deployed servers took names of 5 MB
     parents_max: int = 10_000  # deployed clients send all ancestors with every edit, so hundreds are normal
 
+    # -- one push: what it may do beyond what it holds, for a v1 edit or a merge of ten bytes makes a whole row --
+    handled_bytes_max: int = 64 * 2**20  # four times the largest body; a second of work, all of it in memory at once
+
     # -- one message; only for peers that announce `features`: deployed ones push and read everything at once --
     changes_max: int = 10_000  # ten times what our own server commits in about 10 ms
     page_rows_max: int = 1_000  # rows of one page: about 0.5 MB of typical rows
@@ -53,6 +56,20 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 LIMITS: Final = Limits()
+
+
+class Allowance:
+    """What one push may still do of a kind. What it asks for first passes whatever that costs, or it never would."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def spend(self, cost: int) -> None:
+        self._left -= cost
+
+    @property
+    def spent(self) -> bool:
+        return self._left < 0
 
 
 # --- before decoding ----------------------------------------------------------------------------------------------

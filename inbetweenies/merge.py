@@ -6,8 +6,10 @@ later edit wins and the other is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +25,7 @@ TOMBSTONE_WINS: Final = "a tombstone wins over a concurrent edit"
 VERSION_COLLISION: Final = "the same version was already taken by other content"
 
 _parse = msgspec.json.decode
+_NO_CONTROLS: Final = dict.fromkeys([*range(32), 127], "?")
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -85,14 +88,43 @@ def ancestors(start: Iterable[str], history: Mapping[str, tuple[str, ...]]) -> s
     return seen
 
 
-def merge_base(parents: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
-    """PROTOCOL 6.3: what both sides are compared with: the newest held row that the pushed one descends from.
+def parents_first(rows: Sequence[tuple[str, Iterable[str]]]) -> list[int]:
+    """PROTOCOL 4.6: the order in which to take rows, each a version and its parents: next is always the first of those
+    that no other one waiting is a parent of. In a circle of parents nobody is; then the first one waiting.
+
+    Linear, for a push may hold 80,000 rows of one id.
+    """
+    waiting = Counter(version for version, _ in rows)
+    above = [{name for name in parents if name in waiting} - {version} for version, parents in rows]
+    below: dict[str, list[int]] = {}
+    for index, parents in enumerate(above):
+        for version in parents:
+            below.setdefault(version, []).append(index)
+    free = [index for index, parents in enumerate(above) if not parents]
+    taken: dict[int, None] = {}
+    in_turn = iter(range(len(rows)))
+    while len(taken) < len(rows):
+        index = heappop(free) if free else next(in_turn)
+        if index in taken:
+            continue
+        taken[index] = None
+        version = rows[index][0]
+        waiting[version] -= 1
+        for child in below.get(version, ()) if not waiting[version] else ():
+            above[child].discard(version)
+            if not above[child]:
+                heappush(free, child)
+    return list(taken)
+
+
+def merge_base(above: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.3: what both sides are compared with: the newest held row of those `above` the pushed one, which are
+    its `ancestors`.
 
     Not only one that the current row descends from too: what the pushed row's own ancestors lost was decided when they
     came, and must not be fought over again by each edit that follows them. None if no ancestor is held.
     """
-    history = {version: row.entity().parent_versions for version, row in rows.items()}
-    known = [rows[version] for version in ancestors(parents, history) if version in rows]
+    known = [rows[version] for version in above if version in rows]
     return max(known, key=lambda row: row.seq, default=None)
 
 
@@ -191,7 +223,8 @@ def merge_version(here: Side, there: Side, writer: str) -> str:
     written = [edit_time(side.version) for side in (here, there)]
     latest = max(side.edit if edit is None else edit for side, edit in zip((here, there), written, strict=True))
     stamp = blake2b(parents.encode(), digest_size=6).hexdigest()
-    return f"{format_time(latest)}-000000-{writer[:64]}.m{stamp}"
+    # A user is a label of any kind; a version is a name, and this one must pass wherever its row is sent to.
+    return f"{format_time(latest)}-000000-{writer[:64].translate(_NO_CONTROLS)}.m{stamp}"
 
 
 def alike(a: Entity, b: Entity) -> bool:

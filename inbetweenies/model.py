@@ -100,10 +100,11 @@ class Cursor(Struct, frozen=True):
 class SyncRequest(Struct, frozen=True, kw_only=True):
     """What a client wants, whatever wire version it said it in.
 
-    `since` is in microseconds; `after` is a bare sequence number; `cursor` is provable; none of them, with `full`
-    false, is a delta from the position the server remembers for `device`. `paging` is whether the peer understands
-    pages. `features` non-empty means that additive fields are understood. `ack` confirms the last answer: text
-    that sorts after that of the ack before it, so that an old one that was held up confirms nothing.
+    `since` is in microseconds, and stands for all up to `since_span` later; `after` is a bare sequence number; `cursor`
+    is provable; none of them, with `full` false, is a delta from the position the server remembers for `device`.
+    `paging` is whether the peer understands pages. `features` non-empty means that additive fields are understood.
+    `ack` confirms the last answer: text that sorts after that of the ack before it, so that an old one that was held up
+    confirms nothing.
     """
 
     device: str
@@ -114,6 +115,7 @@ class SyncRequest(Struct, frozen=True, kw_only=True):
     cursor: Cursor | None = None
     after: int | None = None
     since: int | None = None
+    since_span: int = 0
     features: frozenset[str] = frozenset()
     page_rows: int | None = None
     entity_types: frozenset[str] | None = None
@@ -239,6 +241,13 @@ class Device(Struct, frozen=True, kw_only=True):
 # --- what the rules ask of a store, and what they tell it ---------------------------------------------------------
 
 
+class Document(Struct, frozen=True, kw_only=True):
+    """A small document of a store as a whole, of no graph. `revision` counts how often it was changed."""
+
+    revision: int = 0
+    body: bytes = b""
+
+
 class Span(Struct, frozen=True, kw_only=True):
     """Current rows with ``after < seq <= upto``, oldest first, at most `rows` of them."""
 
@@ -253,7 +262,8 @@ class Reads(Struct, frozen=True, kw_only=True):
     `history` asks for every row of these entities, `edge_history` for every row of these edges.
     `as_of` moves every "current" of this read back to that seq. `types` asks for the current entities of these types.
     `stamp` asks for the newest seq whose stamp is at or before it. `chains` asks for the chain hash at these seqs.
-    `listing` asks for (id, version) of every current entity, sorted by id.
+    `listing` asks for (id, version) of every current entity, sorted by id. `documents` asks for these of the store as
+    a whole, as they are at this transaction's moment; one that was never written is answered with revision 0.
     """
 
     entities: tuple[str, ...] = ()
@@ -270,6 +280,7 @@ class Reads(Struct, frozen=True, kw_only=True):
     span: Span | None = None
     listing: bool = False
     as_of: int | None = None
+    documents: tuple[str, ...] = ()
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -289,6 +300,7 @@ class Held(Struct, frozen=True, kw_only=True):
     device: Device | None = None
     span: tuple[Row, ...] = ()
     listing: tuple[tuple[str, str], ...] = ()
+    documents: dict[str, Document] = {}
 
 
 class Writes(Struct, frozen=True, kw_only=True):
@@ -308,6 +320,7 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
 
     `rows` are current rows in commit order, entities and edges. The answer covers the log up to `served`; `more` says
     that a later page follows. `resync` says that the peer's cursor was not of this log, so that `rows` start anew.
+    `open` names in full the ids of which something was refused, which `refused` may name in short.
     """
 
     head: Head
@@ -319,6 +332,7 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     resync: bool = False
     acks: tuple[Ack, ...] = ()
     refused: tuple[Refused, ...] = ()
+    open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """Which wire version: what a peer may say, what is served, and who is behind. Pure; versions compare by equality.
 
-Order comes from the registry alone: ``inbetweenies-v10`` is not older than ``inbetweenies-v2``. The integer in an
-unknown name is read in one place, `side_of`, and only to tell a person whom to update (PROTOCOL 5.7).
+The server's half; a client's is `inbetweenies.offers`. Order comes from the registry alone. The integer in an unknown
+name is read in one place, `side_of`, and only to tell a person whom to update (PROTOCOL 5.7).
 """
 
 from __future__ import annotations
@@ -10,12 +10,23 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
-from .errors import LocalProtocolError, RemoteProtocolError, VersionRefused
+from .errors import (
+    PROBLEM_BYTES_MAX,
+    BodyNotValidForVersion,
+    NoCommonVersion,
+    RemoteProtocolError,
+    UnsupportedVersion,
+    VersionDisabled,
+    VersionRefused,
+)
+from .registry import Registry
 
 #: PROTOCOL 5.1: what a version name may look like at all.
 NAME = re.compile(r"[\x20-\x7e]{1,64}")
+_encode = msgspec.json.Encoder().encode
 _NUMBERED = re.compile(r"inbetweenies-v(0|[1-9][0-9]{0,4})(?:\.(0|[1-9][0-9]{0,4}))?(?:-[a-z][a-z0-9]{0,15})?")
 
 #: PROTOCOL 5.5: reserved names that peers send to keep one another tolerant. Never served, never counted as a version.
@@ -37,42 +48,33 @@ TITLES: Final[Mapping[str, str]] = {
 }
 
 
-class Registry(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 5.2: the wire versions a server knows, best first.
+class Choice(Struct, frozen=True, kw_only=True):
+    """What `negotiate` decided: serve `served`, because of `source` (``exact``, ``offer``, ``fallback``, ``default``).
 
     Attributes:
-        accepted: served when asked for.
-        disabled: known, switched off for now; never decoded as something else.
-        retired: known, past their sunset.
-        fallback: served to a bare unknown version; None for none.
-        missing: meant by a body that names no version.
+        strict: the body must be exactly one of `served`, without fields that it does not know.
+        read_only: the body carries no changes and is read as a read, whatever it says that it is.
+        better: another version of those offered is chosen first here, so the peer should come back with it.
     """
-
-    accepted: tuple[str, ...]
-    disabled: frozenset[str] = frozenset()
-    retired: frozenset[str] = frozenset()
-    fallback: str | None = None
-    missing: str | None = None
-
-    def __post_init__(self) -> None:
-        both = set(self.accepted) & (self.disabled | self.retired)
-        if both:
-            raise LocalProtocolError(f"wire versions both accepted and switched off: {', '.join(sorted(both))}")
-        if not self.accepted:
-            raise LocalProtocolError("a registry must accept at least one wire version")
-
-
-class Choice(Struct, frozen=True, kw_only=True):
-    """What `choose` decided: serve `served`, because of `source` (``exact``, ``offer``, ``fallback``, ``default``)."""
 
     served: str
     requested: str | None
     source: str
     strict: bool = False
     read_only: bool = False
+    better: bool = False
 
 
-def choose(requested: str | None, offer: tuple[str, ...] | None, *, has_changes: bool, registry: Registry) -> Choice:
+def select(offer: Iterable[str], registry: Registry) -> str | None:
+    """PROTOCOL 5.3: the version that this server would choose among those offered; None if it serves none of them.
+
+    The order is the server's. Names are compared whole; reserved ones (5.5) are nobody's.
+    """
+    offered = frozenset(offer) - GREASE
+    return next((name for name in registry.preference if name in offered), None)
+
+
+def negotiate(requested: str | None, offer: tuple[str, ...] | None, *, has_changes: bool, registry: Registry) -> Choice:
     """PROTOCOL 5.3, 5.4: the wire version in which a body is read.
 
     Args:
@@ -84,39 +86,41 @@ def choose(requested: str | None, offer: tuple[str, ...] | None, *, has_changes:
         VersionRefused: with the code of PROTOCOL 5.3, the supported list and who is behind.
     """
     if requested is None:
-        if registry.missing is None or registry.missing not in registry.accepted:
-            raise _refused("version_required", None, registry, "a protocol_version", "none")
-        return Choice(served=registry.missing, requested=None, source="default")
+        meant = registry.missing
+        if meant is None or meant not in registry.accepted or (offer is not None and meant not in offer):
+            raise _refused("version_required", None, registry, "a protocol_version", "none", offer)
+        return Choice(served=meant, requested=None, source="default")
     if requested in registry.accepted:
-        return Choice(served=requested, requested=requested, source="exact")
-    listed = None if offer is None else [name for name in offer if name not in GREASE]
+        # The body is written in it, so nothing else can be served now.
+        best = None if offer is None else select(offer, registry)
+        return Choice(served=requested, requested=requested, source="exact", better=best not in (None, requested))
     if requested in registry.retired:
-        raise _refused("version_retired", requested, registry, "a version that is still served", "a retired one")
+        raise _refused("version_retired", requested, registry, "a version that is still served", "a retired one", offer)
+    fallback = registry.fallback if registry.fallback in registry.accepted else None
     if requested in registry.disabled:
         # The body is of a known shape, so it is never decoded as another one; a read can be answered in another.
-        if registry.fallback in registry.accepted and registry.fallback in (listed or ()) and not has_changes:
-            return Choice(served=registry.fallback, requested=requested, source="offer", read_only=True)
-        raise _refused("version_disabled", requested, registry, "a version that is switched on", "a disabled one")
-    if listed is not None:
-        best = next((name for name in registry.accepted if name in listed), None)
-        if best is None:
-            offered = tuple(listed) or (requested,)
-            raise _refused("no_common_version", requested, registry, "an offer with a served version", "none", offered)
-        return Choice(
-            served=best,
-            requested=requested,
-            source="offer",
-            strict=has_changes and best == registry.fallback,
-            read_only=not has_changes and best == registry.fallback,
+        if fallback is not None and fallback in (offer or ()) and not has_changes:
+            return Choice(served=fallback, requested=requested, source="offer", read_only=True)
+        raise _refused(
+            "version_disabled", requested, registry, "a version that is switched on", "a disabled one", offer
         )
-    if registry.fallback not in registry.accepted:
+    if offer is not None:
+        served = select(offer, registry)
+        if served is None:
+            raise _refused("no_common_version", requested, registry, "an offer with a served version", "none", offer)
+        source = "offer"
+    elif fallback is None:
         raise _refused("unsupported_version", requested, registry, "a served version", "an unknown one")
+    else:
+        served, source = fallback, "fallback"
+    # What was written for a version that is not known here may be a read of any shape, but a write of one shape only.
+    foreign = served == registry.fallback
     return Choice(
-        served=str(registry.fallback),
+        served=served,
         requested=requested,
-        source="fallback",
-        strict=has_changes,
-        read_only=not has_changes,
+        source=source,
+        strict=foreign and has_changes,
+        read_only=foreign and not has_changes,
     )
 
 
@@ -139,17 +143,41 @@ def _number(name: str) -> tuple[int, int] | None:
     return None if match is None or name in GREASE else (int(match[1]), int(match[2] or 0))
 
 
+def told_to(offer: Iterable[str] | None, registry: Registry) -> tuple[str, ...]:
+    """What a peer is told that it could be served in: what is offered here, and of what is only accepted that which it
+    offers itself, so that whoever is on the way elsewhere is not sent astray."""
+    theirs = frozenset(offer or ()) - GREASE
+    return tuple(name for name in registry.preference if name in registry.offered or name in theirs)
+
+
+#: The refusals that have a name of their own; the others are plain `VersionRefused`.
+ERRORS: Final[Mapping[str, type[VersionRefused]]] = {
+    "unsupported_version": UnsupportedVersion,
+    "no_common_version": NoCommonVersion,
+    "version_disabled": VersionDisabled,
+    "body_not_valid_for_version": BodyNotValidForVersion,
+}
+
+
 def _refused(
-    code: str, requested: str | None, registry: Registry, expected: str, got: str, offered: tuple[str, ...] = ()
+    code: str,
+    requested: str | None,
+    registry: Registry,
+    expected: str,
+    got: str,
+    offer: tuple[str, ...] | None = None,
 ) -> VersionRefused:
-    return VersionRefused(
+    offered = [name for name in offer or () if name not in GREASE] or [name for name in (requested,) if name]
+    return ERRORS.get(code, VersionRefused)(
         code=code,
         expected=expected,
         got=got,
         requested=requested,
-        supported=registry.accepted,
-        side=side_of(offered or ((requested,) if requested else ()), registry.accepted),
+        supported=told_to(offer, registry),
+        side=side_of(offered, registry.accepted),
         retry="never" if code == "version_retired" else "renegotiate",
+        registry_revision=registry.revision or None,
+        docs=registry.docs,
     )
 
 
@@ -198,20 +226,24 @@ def problem(error: RemoteProtocolError) -> dict[str, Any]:
         told |= {
             "requested": error.requested,
             "served": None,
-            "supported": _that_fit(error.supported),
+            "supported": [],
             "side": error.side,
             "retry": error.retry,
+            "registry_revision": error.registry_revision,
+            "docs": error.docs,
         }
     title = str(told["title"])
     told["error"] = {
         "code": "PROTOCOL_VERSION_MISMATCH" if of_version else code.upper(),
         "message": DEPLOYED_DETAIL if of_version else title,
     }
+    if isinstance(error, VersionRefused):
+        told["supported"] = _that_fit(error.supported, PROBLEM_BYTES_MAX - len(_encode(told)))
     return told
 
 
-def _that_fit(names: tuple[str, ...], size: int = 200) -> list[str]:
-    """The best of `names` that a problem has room for; each takes its length, two quotes and a comma."""
+def _that_fit(names: tuple[str, ...], size: int) -> list[str]:
+    """The best of `names` that fit into `size` bytes; each takes its length, two quotes and a comma."""
     told: list[str] = []
     for name in names:
         size -= len(name) + 3

@@ -8,18 +8,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from . import exchange
-from .errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, StoreError, VersionRefused
-from .exchange import Reply, Routed
+from .census import Sighting, refused_under, release_of, served_under
+from .errors import (
+    BodyNotValidForVersion,
+    InbetweeniesError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    StoreError,
+    VersionRefused,
+)
+from .exchange import Asked, Reply, Routed
 from .limits import Limits, checked_decode, gate
 from .merge import Policy
-from .model import Context
-from .negotiation import Choice, Registry, check_name, choose, json_type, problem
+from .model import Context, Document
+from .negotiation import Choice, check_name, json_type, negotiate, problem, told_to
+from .registry import DOCUMENT, Decisions, Registry, decisions_in, registry_of
 from .store import Store
 from .wire import Negotiation, WireVersion, load
 
@@ -27,6 +37,8 @@ FALLBACK: Final = "inbetweenies-v1"
 _READ_PATH: Final = "/api/v1/sync/request"
 _PUSH_PATH: Final = "/api/v1/sync/push"
 _VERSION_BYTES_MAX: Final = 64 * 6 + 2  # 64 characters, each as a \uXXXX escape, and the quotes
+_CLIENT_BYTES_MAX: Final = 512  # two words of 64 characters; what is longer says nothing
+_OFFER_MAX: Final = 64
 
 _NO_CHANGES: Final = re.compile(rb"\[\s*\]|null")
 
@@ -40,6 +52,7 @@ class _Peek(Struct):
     protocol_version: Raw | UnsetType = UNSET
     supported_versions: Raw | UnsetType = UNSET
     changes: Raw | UnsetType = UNSET
+    client: Raw | UnsetType = UNSET
 
 
 _peek = msgspec.json.Decoder(_Peek)
@@ -87,7 +100,13 @@ class ProtocolHandler:
         answer: dict[str, Any] = _decode(await self.serve(message, context))
         return answer
 
-    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
+    async def serve(
+        self,
+        message: Any,
+        context: Context,
+        negotiation: Negotiation | UnsetType = UNSET,
+        decided: Document | None = None,
+    ) -> bytes:
         """Serve a decoded message and return the encoded answer (see `exchange.serve`)."""
         return await exchange.serve(
             self.wire,
@@ -97,6 +116,7 @@ class ProtocolHandler:
             limits=self.limits,
             policy=self.policy,
             negotiation=negotiation,
+            decided=decided,
         )
 
 
@@ -138,7 +158,9 @@ class ProtocolFallback:
         clock: microseconds since 1970.
         fallback: the version that unknown ones fall back to; None refuses them.
         missing: the version meant by a body that names none; None refuses those.
-        disabled, retired: names that are known and refused (PROTOCOL 5.3).
+        disabled, retired: names that this process refuses, whatever the store says (PROTOCOL 5.3). What an operator
+            decides for all processes is kept in the store (``inbetweenies versions``) and holds at once.
+        docs: where people can read which release speaks which version; told with every refusal of one.
     """
 
     handlers: MutableMapping[str, Any]
@@ -156,6 +178,7 @@ class ProtocolFallback:
         missing: str | None = FALLBACK,
         disabled: Iterable[str] = (),
         retired: Iterable[str] = (),
+        docs: str | None = None,
     ) -> None:
         self.store, self.clock = _store_and_clock(store, clock)
         self.context = context or Context()
@@ -164,6 +187,9 @@ class ProtocolFallback:
         self.missing = missing
         self.disabled = frozenset(disabled)
         self.retired = frozenset(retired)
+        self.docs = docs
+        self._decided: tuple[Document, Decisions] = (Document(), Decisions())
+        self._known: tuple[Any, Registry] | None = None
         if handlers is None:
             handlers = {
                 wire.name: ProtocolHandler(
@@ -173,21 +199,59 @@ class ProtocolFallback:
             }
         self.handlers = handlers
 
+    # --- what is served
+
     @property
     def registry(self) -> Registry:
-        """What is served right now: the handlers there are, newest first, less what is disabled or retired."""
-        served = [name for name in self.handlers if name not in self.disabled and name not in self.retired]
-        return Registry(
-            accepted=tuple(sorted(served, key=self._rank)),
+        """What is served right now: the handlers there are, newest first, under what was decided in the store as far
+        as it is known here, less what is disabled or retired in this process.
+
+        Raises:
+            LocalProtocolError: nothing would be accepted.
+        """
+        document, decisions = self._decided
+        # Everything that it is made of may be changed at any time, and it is asked for with every request.
+        made_of = (
+            tuple(self.handlers.items()), document, self.disabled, self.retired, self.fallback, self.missing, self.docs
+        )  # fmt: skip
+        known = self._known
+        if known is not None and known[0] == made_of:
+            return known[1]
+        registry = registry_of(
+            sorted(self.handlers, key=self._rank),
+            decisions,
             disabled=self.disabled,
-            retired=self.retired,
+            retired=self.retired - self.disabled,
             fallback=self.fallback,
             missing=self.missing,
+            docs=self.docs,
+            changes=document.revision,
         )
+        self._known = (made_of, registry)
+        return registry
 
     def _rank(self, name: str) -> tuple[int, str]:
         wire = getattr(self.handlers[name], "wire", None)
         return (-getattr(wire, "rank", 0), name)
+
+    def learn(self, document: Document) -> bool:
+        """From here on serve what this document of the store says. Whether that is anything new.
+
+        Raises:
+            StoreCorrupt: it says nothing that can be understood; what is served stays.
+        """
+        if document == self._decided[0]:
+            return False
+        self._decided = (document, decisions_in(document))
+        return True
+
+    async def refresh(self) -> bool:
+        """Learn what the store holds now. Serving a message does so by itself; this is for all else that tells of it.
+
+        Raises:
+            StoreError: the store could not be read; what is served stays.
+        """
+        return self.learn(await self.store.document(DOCUMENT))
 
     # --- serving
 
@@ -201,12 +265,34 @@ class ProtocolFallback:
         answer: dict[str, Any] = _decode((await self.handle(body, context=context)).body)
         return answer
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
-        """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do."""
+    async def handle(
+        self,
+        body: bytes,
+        *,
+        context: Context,
+        path: str = "",
+        header: str | None = None,
+        accept: str | None = None,
+        agent: str | None = None,
+    ) -> Reply:
+        """Serve one sync message given as bytes. Never raises for what a peer sent or a store could not do.
+
+        Args:
+            header: the version that the transport names, if it does.
+            accept: the versions that it offers, separated by commas; counts where the body offers none.
+            agent: what the peer calls itself, for the census.
+        """
+        asked = Asked(path=path, version=header, accept=accept, agent=agent)
         try:
-            return await exchange.respond(body, router=self, context=context, path=path, header=header)
+            return await exchange.respond(body, router=self, context=context, asked=asked)
         except RemoteProtocolError as error:
-            return Reply(status=error.status, body=_encode(problem(error)), notice=str(error))
+            return Reply(
+                status=error.status,
+                body=_encode(problem(error)),
+                notice=str(error),
+                about=error.requested if isinstance(error, VersionRefused) else None,
+                sighting=self._refused_sighting(body, asked, error),
+            )
         except StoreError as error:
             away = RemoteProtocolError(
                 code="unavailable", expected="a store that can take this", got="one that cannot now; try again"
@@ -215,28 +301,59 @@ class ProtocolFallback:
 
     # --- routing
 
-    def route(self, body: bytes, *, path: str = "", header: str | None = None) -> Routed:
+    def route(self, body: bytes, asked: Asked = Asked()) -> Routed:  # noqa: B008 - it is frozen
         """PROTOCOL 5: gate, envelope, choice, decode. Raises `RemoteProtocolError`; then nothing happened."""
         gate(body, self.limits)
         peek = checked_decode(_peek, body)
-        registry = self.registry
+        decided, registry = self._decided[0], self.registry
         try:
-            requested, offer = _requested(peek, header), _offer(peek)
+            requested, offer = _requested(peek, asked.version), _offer(peek, asked.accept)
         except VersionRefused as error:
-            error.supported = registry.accepted
+            error.supported, error.registry_revision, error.docs = registry.supported, registry.revision, registry.docs
             raise
         has_changes = _carries_changes(peek)
-        choice = choose(requested, offer, has_changes=has_changes, registry=registry)
+        choice = negotiate(requested, offer, has_changes=has_changes, registry=registry)
         handler = self.handlers[choice.served]
-        message = self._decode(handler, body, choice, path, registry)
+        supported = told_to(offer, registry)
+        message = self._decode(handler, body, choice, asked.path, registry, supported)
         return Routed(
             handler=handler if hasattr(handler, "serve") else _DictHandler(handler),
             message=message,
             served=choice.served,
-            negotiation=_negotiation(choice, registry),
+            negotiation=_negotiation(choice, supported),
+            decided=decided,
+            sighting=Sighting(
+                version=served_under(requested, choice.served, registry),
+                release=release_of(_client(peek), asked.agent),
+                wrote=has_changes,
+                served=choice.served,
+                offers=tuple(name for name in registry.accepted if name in (offer or ())),
+            ),
         )
 
-    def _decode(self, handler: Any, body: bytes, choice: Choice, path: str, registry: Registry) -> Any:
+    def _refused_sighting(self, body: bytes, asked: Asked, error: RemoteProtocolError) -> Sighting | None:
+        """What the census makes of a request that was refused; looked at once more, since that is rare."""
+        try:
+            registry = self.registry
+        except LocalProtocolError:
+            return None  # nothing is served at all
+        requested, client = None, None
+        with suppress(RemoteProtocolError):  # it got no further
+            gate(body, self.limits)
+            peek = checked_decode(_peek, body)
+            client = _client(peek)
+            requested = _requested(peek, asked.version)
+        return Sighting(version=refused_under(requested, error, registry), release=release_of(client, asked.agent))
+
+    def _decode(
+        self,
+        handler: Any,
+        body: bytes,
+        choice: Choice,
+        path: str,
+        registry: Registry,
+        supported: tuple[str, ...],
+    ) -> Any:
         wire: WireVersion | None = getattr(handler, "wire", None)
         if wire is None:
             return checked_decode(_any, body)
@@ -250,14 +367,15 @@ class ProtocolFallback:
             if choice.source in ("exact", "default"):
                 raise
             # PROTOCOL 5.4: no second fallback, no partial apply.
-            raise VersionRefused(
+            raise BodyNotValidForVersion(
                 code="body_not_valid_for_version",
                 expected=f"a body that is valid in {choice.served}: {error.expected}",
                 got=error.got,
                 pointer=error.pointer,
                 requested=choice.requested,
-                supported=registry.accepted,
-                side="unknown",
+                supported=supported,
+                registry_revision=registry.revision,
+                docs=registry.docs,
             ) from error
 
 
@@ -267,12 +385,13 @@ class _DictHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
-    async def serve(self, message: Any, context: Context, negotiation: Negotiation | UnsetType = UNSET) -> bytes:
+    async def serve(self, message: Any, context: Context, *_: object) -> bytes:
         answer = await self._handler.process(message)
         return _dict_bytes(answer)
 
 
 _any = msgspec.json.Decoder(dict[str, Any])
+_value = msgspec.json.Decoder(Any)
 
 
 def _requested(peek: _Peek, header: str | None) -> str | None:
@@ -287,7 +406,8 @@ def _requested(peek: _Peek, header: str | None) -> str | None:
                 got=f"{len(raw)} bytes",
                 retry="never",
             )
-        named = check_name(_decode(raw))
+        # The decoder skips over what it hands out raw, so a number that no double can hold is only found now.
+        named = check_name(checked_decode(_value, raw))
     if header is not None:
         check_name(header)
         if named is not None and named != header:
@@ -304,29 +424,44 @@ def _carries_changes(peek: _Peek) -> bool:
     return _NO_CHANGES.fullmatch(bytes(peek.changes)) is None
 
 
-def _offer(peek: _Peek) -> tuple[str, ...] | None:
-    if isinstance(peek.supported_versions, UnsetType):
+def _offer(peek: _Peek, accept: str | None) -> tuple[str, ...] | None:
+    """What the body offers, else what the header does."""
+    pointer = "/supported_versions"
+    listed: Any = None
+    if not isinstance(peek.supported_versions, UnsetType):
+        listed = checked_decode(_value, bytes(peek.supported_versions))
+    elif accept is not None:
+        listed, pointer = [name.strip() for name in accept.split(",")], ""
+    else:
         return None
-    listed = checked_decode(_list, bytes(peek.supported_versions))
-    if not isinstance(listed, list) or len(listed) > 64:
+    if not isinstance(listed, list) or len(listed) > _OFFER_MAX:
         got = f"an array of {len(listed)}" if isinstance(listed, list) else json_type(listed)
         raise VersionRefused(
             code="malformed_version",
-            expected="an array of at most 64 version names",
+            expected=f"an array of at most {_OFFER_MAX} version names",
             got=got,
-            pointer="/supported_versions",
+            pointer=pointer,
             retry="never",
         )
     return tuple(check_name(name) for name in listed)
 
 
-_list = msgspec.json.Decoder(Any)
+def _client(peek: _Peek) -> object:
+    """What the envelope says of the client; whatever it is, the request is served."""
+    if isinstance(peek.client, UnsetType) or len(bytes(peek.client)) > _CLIENT_BYTES_MAX:
+        return None
+    try:
+        return checked_decode(_value, bytes(peek.client))
+    except RemoteProtocolError:
+        return None
 
 
-def _negotiation(choice: Choice, registry: Registry) -> Negotiation | UnsetType:
-    if choice.source in ("exact", "default"):
+def _negotiation(choice: Choice, supported: tuple[str, ...]) -> Negotiation | UnsetType:
+    """PROTOCOL 5.6: told only where the peer does not know it all already."""
+    if choice.source == "default" or (choice.source == "exact" and not choice.better):
         return UNSET
     reasons = {
+        "exact": "the version asked for; another one of those offered is preferred here",
         "fallback": "the version asked for is not known here",
         "offer": "the best of the versions offered that is served here",
     }
@@ -335,7 +470,7 @@ def _negotiation(choice: Choice, registry: Registry) -> Negotiation | UnsetType:
         served=choice.served,
         source=choice.source,
         reason=reasons[choice.source],
-        supported=registry.accepted,
+        supported=supported,
     )
 
 

@@ -1,7 +1,9 @@
 """The store port: what a transaction can read and write. Read `engine.py` to see it used.
 
 A store holds graphs. Each graph is one log of immutable rows with its own seq, chain and digest (PROTOCOL 4); nothing
-read or written through a transaction of one graph ever touches another (PROTOCOL 7.1).
+read or written through a transaction of one graph ever touches another (PROTOCOL 7.1). Beside the graphs it holds a few
+small documents about all of them, such as which wire versions are served: read inside of transactions, changed by
+themselves, by compare and set.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from .model import Held, Reads, Writes
+from .model import Document, Held, Reads, Writes
 
 
 class Transaction(Protocol):
@@ -34,6 +36,22 @@ class Store(Protocol):
 
         Raises:
             StoreBusy, StoreFull, StoreCorrupt: nothing was applied.
+        """
+
+    async def document(self, name: str) -> Document:
+        """The document `name` as it was last put; of one that never was, revision 0 and an empty body.
+
+        Raises:
+            StoreBusy, StoreCorrupt: it could not be read.
+        """
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        """Put `body` in the place of the document that has this `revision`; then it has the next. False, and nothing
+        is changed, if it has another one by now. True means that it is durable, and seen by every transaction that
+        begins from now on.
+
+        Raises:
+            StoreBusy, StoreFull, StoreCorrupt: nothing was changed.
         """
 
     async def close(self) -> None:

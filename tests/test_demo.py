@@ -16,7 +16,12 @@ from typing import Any, Literal
 import pytest
 
 from blowing_off import demo
-from blowing_off.demo import Fleet, Picture, RecordClient, Server, Write
+from blowing_off.demo import proof, showing
+from blowing_off.demo.clients import RecordClient
+from blowing_off.demo.ledger import Write
+from blowing_off.demo.proof import Picture
+from blowing_off.demo.server import Server
+from blowing_off.demo.story import Fleet
 from blowing_off.show import Screen
 from inbetweenies.model import format_time
 
@@ -97,14 +102,14 @@ def test_people_get_tables_and_what_could_not_be_read(capsys: pytest.CaptureFixt
 def test_a_terminal_gets_rich_tables(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    outcome = demo.Outcome(
+    outcome = proof.Outcome(
         converged=False,
         imported=1,
         unread=(),
         writes=(Write(client="phone", kind="record", id="a", name="A", says={"name": "x" * 99}),),
         conflicts=(),
         clients=(
-            demo.ClientShown(
+            proof.ClientShown(
                 name="phone", asked="a", served=None, entities=1, digest="0", compared_with="b", equal=False
             ),
         ),
@@ -113,7 +118,7 @@ def test_a_terminal_gets_rich_tables(capsys: pytest.CaptureFixture[str], monkeyp
         v1_digest="3",
     )
 
-    demo.show(outcome, Screen(as_json=False))
+    showing.show(outcome, Screen(as_json=False))
 
     out = capsys.readouterr().out
     assert "────" in out
@@ -140,7 +145,7 @@ def test_rows_that_vanish_from_the_server_are_counted_as_lost(
 ) -> None:
     # One of each kind: a replica's row that lost, a v1 client's edit that lost, and a value of an edge that another
     # took the place of. No digest shows any of them.
-    proof = demo.proof
+    real = proof.proof
 
     def vanishing(write: Write) -> bool:
         return (
@@ -160,9 +165,9 @@ def test_rows_that_vanish_from_the_server_are_counted_as_lost(
                 version = write.version or format_time(write.at) + "%"
                 done = db.execute("DELETE FROM log WHERE id = ? AND version LIKE ?", (write.id, version))
                 assert 1 == done.rowcount
-        return await proof(fleet, picture, server)
+        return await real(fleet, picture, server)
 
-    monkeypatch.setattr(demo, "proof", after_the_loss)
+    monkeypatch.setattr(proof, "proof", after_the_loss)
 
     code, told = run(capsys)
 
@@ -181,7 +186,7 @@ def test_a_client_that_overlooks_something_is_seen_not_to_converge(
             take(self, change)
 
     monkeypatch.setattr(RecordClient, "_take", deaf)
-    monkeypatch.setattr(demo, "ROUNDS_MAX", 3)
+    monkeypatch.setattr(proof, "ROUNDS_MAX", 3)
 
     code, told = run(capsys)
 
@@ -251,7 +256,7 @@ def made(kind: Literal["entity", "edge"], whole: dict[str, Any]) -> Write:
 def test_a_write_is_where_it_says_what_was_written(
     write: Write, rows: list[dict[str, Any]], edges: dict[str, Any], past: list[dict[str, Any]], where: str
 ) -> None:
-    assert where == demo.find(write, rows, edges, past)
+    assert where == proof.find(write, rows, edges, past)
 
 
 # --- it leaves nothing behind -------------------------------------------------------------------------------------
@@ -286,7 +291,7 @@ def test_a_server_that_dies_is_told_in_a_sentence(
     stage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folders: Path
 ) -> None:
     servers: list[Server] = []
-    begin, enter = getattr(demo, stage), Server.__enter__
+    begin, enter = getattr(proof, stage), Server.__enter__
 
     def noticed(self: Server) -> Server:
         servers.append(self)
@@ -300,7 +305,7 @@ def test_a_server_that_dies_is_told_in_a_sentence(
         return await begin(*arguments)
 
     monkeypatch.setattr(Server, "__enter__", noticed)
-    monkeypatch.setattr(demo, stage, after_the_end)
+    monkeypatch.setattr(proof, stage, after_the_end)
     monkeypatch.setattr("blowing_off.transport.TRIES_MAX", 1)
 
     code = demo.main([], as_json=False)
@@ -315,18 +320,20 @@ def test_a_server_that_dies_is_told_in_a_sentence(
 INTERRUPTED = """
 import asyncio, sys
 from blowing_off import demo
+from blowing_off.demo import proof
+from blowing_off.demo.server import Server
 
 async def wait(fleet, cast):
     print(server.process.pid, server.folder, flush=True)
     await asyncio.Event().wait()
 
-enter = demo.Server.__enter__
+enter = Server.__enter__
 def noticed(self):
     global server
     server = self
     return enter(self)
 
-demo.Server.__enter__, demo.story = noticed, wait
+Server.__enter__, proof.story = noticed, wait
 sys.exit(demo.main([], as_json=False))
 """
 

@@ -140,6 +140,18 @@ def test_mount_fastapi(tmp_path: Path, environment: dict[str, str]) -> None:
     assert ({"status": "healthy"}, 401) == (health, stranger)
 
 
+def test_versioned_api(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = python("versioned_api.py", folder=tmp_path, environment=environment)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert [
+        "version 1 sees {'name': 'Hall', 'zone': 'ground'} and is told @1790000000",
+        "version 2 sees {'name': 'Entrance', 'zones': ['ground', 'south'], 'colour': 'red'}",
+        "400 unsupported_version: expected API-Version 1 to 2; got a newer one",
+        "read so far, by version: {1: 1, 2: 1} - refused: 1",
+    ] == done.stdout.splitlines()
+
+
 # --- a store of one's own -----------------------------------------------------------------------------------------
 
 

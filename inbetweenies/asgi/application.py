@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qs
@@ -23,13 +22,15 @@ import msgspec
 from msgspec import Struct
 
 from ..auth import Failures, MemoryTokens, Principal, Tokens, bearer, same_password, source_of
-from ..errors import LocalProtocolError, RemoteProtocolError, StoreError
+from ..errors import LocalProtocolError, RemoteProtocolError, StoreBusy, StoreError
 from ..limits import Limits, checked_decode, gate
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
-from ..negotiation import NAME
+from ..registry import Registry
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
+from . import discovery, sockets
+from .discovery import Releases, registry_headers, version_headers
 from .http import (
     CHALLENGE,
     CLOSE,
@@ -39,6 +40,7 @@ from .http import (
     Call,
     Door,
     GoneError,
+    Headers,
     Receive,
     RefusalError,
     Scope,
@@ -49,6 +51,8 @@ from .http import (
     problem_answer,
     refused,
 )
+from .sockets import Sockets
+from .upkeep import Upkeep
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -62,7 +66,6 @@ LOGIN_SECONDS: Final = 7 * 24 * 3600  # as deployed servers; deployed clients lo
 
 _JSON: Final = b"application/json"
 _PROBLEM: Final = b"application/problem+json"
-_VARY: Final = (b"vary", b"Inbetweenies-Version, Inbetweenies-Accept-Versions")
 _PERMISSIONS: Final = {"member": ("read", "write", "delete"), "admin": ("read", "write", "delete", "configure")}
 
 _NO_TOKEN: Final = refused(
@@ -84,6 +87,9 @@ def app(
     limits: Limits | None = None,
     bounds: ServerLimits | None = None,
     blocking: bool | None = None,
+    server_version: str | None = None,
+    min_client_version: str | None = None,
+    latest_client_version: str | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -101,15 +107,19 @@ def app(
         bounds: time, memory and concurrency.
         blocking: whether the store's coroutines block instead of waiting, so that they belong in a thread; by default
             what ``store.blocking`` says, else whether it is a `SqliteStore`.
-        monotonic: seconds, for the pace of failed logins.
+        server_version: the release that discovery tells; by default that of this package.
+        min_client_version, latest_client_version: releases of clients that discovery tells, for clients that update
+            themselves.
+        monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
-        LocalProtocolError: `store` is not the one of `router`.
+        LocalProtocolError: `store` is not the one of `router`, or `router` serves no wire version.
     """
     if router is None:
         router = ProtocolFallback(store, limits=limits)
     elif store is not None and store is not router.store:
         raise LocalProtocolError("expected the store of the router, or none; got another store")
+    _ = router.registry  # raises if nothing would be served: better now than at the first request
     return App(
         router,
         tokens=MemoryTokens(clock=router.clock) if tokens is None else tokens,
@@ -118,6 +128,11 @@ def app(
         auth=auth,
         bounds=bounds or ServerLimits(),
         blocking=_blocks(router.store) if blocking is None else blocking,
+        releases=Releases(
+            server_version=server_version or release(),
+            min_client_version=min_client_version,
+            latest_client_version=latest_client_version,
+        ),
         monotonic=monotonic,
     )
 
@@ -139,6 +154,7 @@ class App:
         auth: bool,
         bounds: ServerLimits,
         blocking: bool,
+        releases: Releases,
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -154,11 +170,14 @@ class App:
         self._door = Door(bounds)
         self._buffered = 0
         self._threads: ThreadPoolExecutor | None = None
+        self._releases = releases
+        self._upkeep = Upkeep(router, self._aside, monotonic)
+        self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
+        self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._root},
             "/health": {"GET": self._health},
-            "/api/version": {"GET": self._discovery},
-            "/versions": {"GET": self._discovery},
+            **{path: {"GET": self._discovery} for path in discovery.PATHS},
             "/api/v1/sync": {"POST": self._sync},
             "/api/v1/sync/": {"POST": self._sync},
             "/api/v1/sync/request": {"POST": self._sync},
@@ -178,21 +197,26 @@ class App:
             await self._lifespan(receive, send)
             return
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await self._sockets.serve(scope, receive, send)
             return
         if scope["type"] != "http":
             raise LocalProtocolError(f"expected an http, websocket or lifespan scope; got {scope['type']}")
         call = Call(scope, receive)
         try:
+            await self._upkeep.look()
             answer = await self._answer(call)
         except GoneError:
             return
         finally:
             self._buffered -= call.charged
         await self._send(call, answer, send)
+        await self._upkeep.settle()
 
     async def close(self) -> None:
-        """Wait for what is being served and let go of the threads. Store and tokens belong to who made them."""
+        """Wait for what is being served, write the census down, and let go of the threads. Store and tokens belong to
+        who made them."""
+        await self._sockets.close()
+        await self._upkeep.write()
         if self._threads is not None:
             threads, self._threads = self._threads, None
             await asyncio.to_thread(threads.shutdown)
@@ -201,19 +225,24 @@ class App:
         """PROTOCOL 2.6: what the request is answered. Raises `GoneError` only."""
         try:
             return await self._handler(call)(call)
-        except RefusalError as refusal:
-            return refusal.answer
-        except RemoteProtocolError as error:
-            return problem_answer(error)
         except GoneError:
             raise
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001 - it is logged, and answered
+            return self.answer_for(call, error)
+
+    def answer_for(self, call: Call, error: Exception) -> Answer:
+        """PROTOCOL 2.6: what is answered where serving `call` ended in `error`."""
+        if isinstance(error, RefusalError):
+            return error.answer
+        if isinstance(error, RemoteProtocolError):
+            return problem_answer(error)
+        if isinstance(error, StoreError):
             logger.warning("%s %s: %s", call.id, type(error).__name__, error)
             got = "one that cannot now; try again"
             away = RemoteProtocolError(code="unavailable", expected="a store that can take this", got=got)
-        except Exception:
+        else:
             # A defect of ours, or of a handler or store that was plugged in. What it was stays in the log.
-            logger.exception("%s failed", call.id)
+            logger.error("%s failed", call.id, exc_info=error)
             got = "a failure, which is logged under request_id; try again"
             away = RemoteProtocolError(code="unavailable", expected="to serve this", got=got)
         return problem_answer(away, request=call.id)
@@ -240,33 +269,74 @@ class App:
         return handler
 
     async def _send(self, call: Call, answer: Answer, send: Send) -> None:
-        names = ", ".join(name for name in self._accepted() if NAME.fullmatch(name))
-        headers = [
+        headers = self.answer_headers(call, answer)
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
+
+    def answer_headers(self, call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
+        """All headers of an answer."""
+        return [
             (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
             *([] if answer.status == 304 else [(b"content-length", b"%d" % len(answer.body))]),
-            _VARY,
-            (b"inbetweenies-supported-versions", names.encode()),
+            *self.registry_headers(),
+            *version_headers(self._registry(), answer.served, answer.about),
             (b"inbetweenies-request-id", call.id.encode()),
             *answer.headers,
         ]
-        if answer.served is not None and NAME.fullmatch(answer.served):
-            headers.append((b"inbetweenies-version", answer.served.encode()))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if call.method == "HEAD" else answer.body})
+
+    def _registry(self) -> Registry | None:
+        try:
+            return self.router.registry
+        except LocalProtocolError:
+            return None  # nothing is served just now; the routes say so
+
+    def registry_headers(self) -> Headers:
+        """What every answer says of the wire versions that are served, also one that is given before there is a
+        request."""
+        registry = self._registry()
+        if registry is not self._told[0]:
+            self._told = (registry, registry_headers(registry))
+        return self._told[1]
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                await self._upkeep.look()
+                if self._registry() is None:
+                    told = "expected at least one wire version to be served; got none: see `inbetweenies versions list`"
+                    await send({"type": "lifespan.startup.failed", "message": told})
+                    return
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
+    # --- for connections that stay open
+
+    async def learn(self) -> None:
+        """See what was decided of wire versions, and write down what was seen of them, if that is due."""
+        await self._upkeep.look()
+        await self._upkeep.settle()
+
+    async def head(self, graph: str) -> str:
+        """The cursor at which the log of a graph ends now. Raises `StoreError`."""
+
+        async def read() -> str:
+            async with self._store.transaction(graph, write=False) as tx:
+                return str((await tx.read(Reads())).head.cursor)
+
+        return await self._aside(read)
+
+    def hold(self, size: int) -> bool:
+        """Count bytes that are held for peers, negative ones that are let go of. Whether there is room for them."""
+        self._buffered += size
+        return self._buffered <= self.bounds.buffered_bytes_max
+
     # --- who speaks, and how much
 
-    def _principal(self, call: Call) -> Principal:
+    def principal(self, call: Call) -> Principal:
         """PROTOCOL 7.1, 7.2: who the token speaks for. Asked before anything of the body is read."""
         if not self.auth:
             return Principal(graph=self._graph, user="local", role="admin")
@@ -294,10 +364,10 @@ class App:
                     more = message.get("more_body", False)
                     size += len(piece)
                     call.charged += len(piece)
-                    self._buffered += len(piece)
+                    room = self.hold(len(piece))
                     if size > most:
                         raise refused("body_too_large", f"at most {most} bytes", "more")
-                    if self._buffered > self.bounds.buffered_bytes_max:
+                    if not room:
                         raise refused("unavailable", "room for this body", "none left; try again")
                     pieces.append(piece)
         except TimeoutError:
@@ -329,6 +399,16 @@ class App:
                 leave = partial(asyncio.get_running_loop().call_soon_threadsafe, self._door.leave)
                 job.add_done_callback(partial(_quietly, leave))
 
+    async def _aside(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run what may use the store beside the requests: it takes nobody's turn, waits for none, nor for ever."""
+        try:
+            async with asyncio.timeout(self.bounds.handler_seconds):
+                return await (asyncio.to_thread(self._drive, make) if self._blocking else make())
+        except TimeoutError:
+            raise StoreBusy(
+                f"expected the store to answer within {self.bounds.handler_seconds:g} s; it did not"
+            ) from None
+
     def _drive(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a coroutine to its end in this thread, without an event loop if nothing in it can wait."""
         if any(not hasattr(handler, "wire") for handler in self.router.handlers.values()):
@@ -347,40 +427,56 @@ class App:
 
     async def _sync(self, call: Call) -> Answer:
         """PROTOCOL 4: one message of any wire version, to its path or to the common one."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         body = await self._body(call, self.router.limits.body_bytes_max)
-        path = SYNC if call.path == "/api/v1/sync" else call.path
         header = call.headers.get(b"inbetweenies-version")
+        answer = await self.sync(call, principal, body, header=None if header is None else header.decode("latin-1"))
+        if answer.wrote:
+            self._sockets.changed(principal.graph)
+        return answer
+
+    async def sync(self, call: Call, principal: Principal, body: bytes, *, header: str | None) -> Answer:
+        """One sync message; `header` is the wire version that the transport names, if it does."""
+        path = call.path if call.path.startswith(SYNC) and call.path != sockets.PATH else SYNC
+        accept, agent = (
+            None if (value := call.headers.get(name)) is None else value.decode("latin-1")
+            for name in (b"inbetweenies-accept-versions", b"user-agent")
+        )
         reply = await self._work(
             lambda: self.router.handle(
                 body,
                 context=principal.context(self.router.clock()),
                 path=path,
-                header=None if header is None else header.decode("latin-1"),
+                header=header,
+                accept=accept,
+                agent=agent,
             )
         )
+        self._upkeep.count(reply.sighting)
         if reply.notice is not None:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
         headers = (NO_STORE, RETRY) if reply.status in (429, 503) else (NO_STORE,)
-        return Answer(reply.status, reply.body, headers, reply.served)
+        wrote = reply.sighting is not None and reply.sighting.wrote
+        return Answer(reply.status, reply.body, headers, reply.served, reply.about, wrote)
 
     async def _status(self, call: Call) -> Answer:
         """``server_time`` is the stamp of the newest commit, so none to come is at or before it (PROTOCOL 4.2)."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         device = parse_qs(call.scope.get("query_string", b"").decode("latin-1")).get("device_id", [None])[0]
         held = await self._work(lambda: self._held(principal, Reads()))
-        newest = next(iter(self._accepted()), None)
+        registry = self._registry()
+        newest = None if registry is None else registry.accepted[0]
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
 
     async def _conflicts(self, call: Call) -> Answer:
         """Always empty, as on deployed servers: conflicts are settled when they are found, told to the device whose
         push met one (PROTOCOL 6.7), and their losers can be read under ``…/entities/{id}/versions``."""
-        self._principal(call)
+        self.principal(call)
         return ok({"conflicts": []})
 
     async def _resolve(self, call: Call) -> Answer:
         """Nothing waits for a person, so there is no conflict to resolve."""
-        self._principal(call)
+        self.principal(call)
         raise refused("not_found", "a conflict that is open", "none", detail="Not Found")
 
     # --- the graph, read
@@ -391,7 +487,7 @@ class App:
 
     async def _versions(self, call: Call) -> Answer:
         """PROTOCOL 4.1: every row version of an entity in commit order, losers too."""
-        principal = self._principal(call)
+        principal = self.principal(call)
         id_ = call.path[len(ENTITIES) : -len("/versions")]
 
         async def read() -> bytes | None:
@@ -406,7 +502,7 @@ class App:
 
     async def _relationships(self, call: Call) -> Answer:
         """PROTOCOL 3.5: the edges that are there now; deleted ones and edges of deleted entities are not."""
-        principal = self._principal(call)
+        principal = self.principal(call)
 
         async def read() -> bytes:
             rows = (await self._held(principal, Reads(span=Span(after=0, upto=SEQ_MAX)))).span
@@ -419,12 +515,6 @@ class App:
 
     # --- discovery and health
 
-    def _accepted(self) -> tuple[str, ...]:
-        try:
-            return self.router.registry.accepted
-        except LocalProtocolError:
-            return ()  # nothing is served just now; the routes say so
-
     async def _health(self, _: Call) -> Answer:
         return ok({"status": "healthy"})
 
@@ -432,39 +522,15 @@ class App:
         return ok({"name": "inbetweenies", "version": release(), "status": "ready"})
 
     async def _discovery(self, call: Call) -> Answer:
-        """PROTOCOL 2.5, 5.2: which wire versions are served and within which bounds, for anybody who asks."""
-        registry = self.router.registry
-        accepted = registry.accepted
-        wires = [getattr(handler, "wire", None) for handler in self.router.handlers.values()]
-        states = {name: "current" if name == accepted[0] else "supported" for name in accepted}
-        states |= dict.fromkeys(sorted(registry.disabled), "disabled")
-        states |= dict.fromkeys(sorted(registry.retired), "retired")
-        body = encode(
-            {
-                "service": "inbetweenies",
-                "server": {"name": "inbetweenies", "version": release()},
-                "server_version": release(),
-                "default_version": registry.missing,
-                "preferred_version": accepted[0],
-                "min_version": accepted[-1],
-                "max_version": accepted[0],
-                "supported_versions": accepted,
-                "versions": [{"id": name, "status": state} for name, state in states.items()],
-                "features": sorted({name for wire in wires for name in getattr(wire, "features", ())}),
-                "limits": self.router.limits,
-            }
-        )
-        tag = b'"%s"' % sha256(body).hexdigest()[:32].encode()
-        headers = ((b"cache-control", b"max-age=60"), (b"etag", tag), (b"access-control-allow-origin", b"*"))
-        offered = call.headers.get(b"if-none-match", b"")
-        if offered == b"*" or tag in (each.strip().removeprefix(b"W/") for each in offered.split(b",")):
-            return Answer(304, b"", headers)
-        return Answer(200, body, headers)
+        """PROTOCOL 5.10: for anybody who asks."""
+        if not self._upkeep.known:
+            raise StoreBusy("expected to have read which wire versions are served; the store could not be read")
+        return discovery.answer(self.router, self._releases, call.headers.get(b"if-none-match", b""))
 
     # --- identity, as deployed clients expect it
 
     async def _me(self, call: Call) -> Answer:
-        principal = self._principal(call)
+        principal = self.principal(call)
         return ok(
             {
                 "user_id": principal.user,

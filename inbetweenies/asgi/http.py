@@ -48,6 +48,9 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
     buffered_bytes_max: int = 256 * 2**20  # of all bodies together: 64 of the largest ones would be a gigabyte
     threads: int = 16  # for stores that block
     login_failures_max: int = 10  # per source and minute
+    sockets_max: int = 1000  # WebSocket connections; an idle one costs some 20 KB
+    first_message_seconds: float = 10  # for a connection that has not said yet which wire version it speaks
+    origins: frozenset[str] = frozenset()  # pages that may connect by WebSocket; programs name none
 
     # What only `run` can do, because it has the sockets.
     header_seconds: float = 10  # from the connection, or the answer before, to the end of the headers
@@ -59,12 +62,18 @@ class ServerLimits(Struct, frozen=True, kw_only=True):
 
 
 class Answer(Struct, frozen=True):
-    """One HTTP answer, but for the headers that all of them have."""
+    """One HTTP answer, but for the headers that all of them have.
+
+    `served` is the wire version that it is in, `about` the one that a refusal is about; `wrote` says that the request
+    carried changes.
+    """
 
     status: int
     body: bytes
     headers: Headers = (NO_STORE,)
     served: str | None = None
+    about: str | None = None
+    wrote: bool = False
 
 
 class RefusalError(Exception):

@@ -23,7 +23,8 @@ from ..auth import is_loopback
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..negotiation import problem
 from .application import App
-from .http import ServerLimits, encode
+from .frames import BoundedSocket, Impatient
+from .http import Headers, encode
 
 
 def run(
@@ -49,8 +50,10 @@ def run(
     bounds = app.bounds
     config = uvicorn.Config(
         app,
-        http=type("Protocol", (BoundedProtocol,), {"bounds": bounds}),
-        ws="none",
+        http=type("Protocol", (BoundedProtocol,), {"bounds": bounds, "told": staticmethod(app.registry_headers)}),
+        ws=type("Socket", (BoundedSocket,), {"bounds": bounds, "hold": staticmethod(app.hold)}),
+        ws_max_size=app.router.limits.body_bytes_max,
+        ws_per_message_deflate=False,  # 75 KB a connection, and a few bytes may become gigabytes
         lifespan="on",
         log_config=None,
         log_level="error",  # below that, whoever sends garbage writes the log
@@ -103,13 +106,11 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(Impatient, HttpToolsProtocol):
     """One connection. uvicorn's HTTP protocol, with bounds on headers and on how long a peer may not read."""
 
-    bounds = ServerLimits()
+    told: Callable[[], Headers] = staticmethod(tuple)  # what every answer says of the wire versions that are served
     _timer: TimerHandle | None = None  # until the headers of the next request are complete
-    _stall: TimerHandle | None = None  # while the peer does not take what is written
-    _unread = 0  # bytes that it had not taken when that was looked at last
     _messages = 0  # begun on this connection
     _in_head = False
     _head_bytes = 0  # received of this head, in whole segments
@@ -124,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self._stop_stall()
+        self.stop_stall()
         super().connection_lost(exc)
 
     # what a peer sends
@@ -166,8 +167,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._field_bytes > self.bounds.header_bytes_max or len(self.headers) > self.bounds.headers_max:
             self._refuse_headers()
+        elif not self._unambiguous():
+            expected = "HTTP/1.1 with one Host and no transfer coding but chunked, or HTTP/1.0 without any"
+            self._refuse(400, "malformed_request", expected, "something else")
         if not self._over:
             super().on_headers_complete()
+
+    def _unambiguous(self) -> bool:
+        """RFC 9112 3.2, 6.1: whether every parser on the way reads the same in this head. Ours lets more pass."""
+        version = self.parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if version == "1.1":
+            return hosts == 1 and codings in ([], [b"chunked"])
+        return version == "1.0" and hosts < 2 and not codings
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -206,9 +219,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self._over = True
         told = problem(RemoteProtocolError(code=code, expected=expected, got=got)) | {"status": status}
         body = encode(told)
+        versions = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in self.told())
         head = (
             f"HTTP/1.1 {status} {told['title']}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\n{versions}inbetweenies-version: none\r\nconnection: close\r\n\r\n"
         )
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
@@ -218,28 +232,3 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
-
-    # peers that do not read
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._watch()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._stop_stall()
-
-    def _watch(self) -> None:
-        self._unread = self.transport.get_write_buffer_size()
-        self._stall = self.loop.call_later(self.bounds.stall_seconds, self._check)
-
-    def _check(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unread:
-            self._watch()
-        else:
-            self.transport.abort()
-
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None

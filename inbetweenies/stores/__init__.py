@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from types import TracebackType
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError, StoreBusy
-from ..model import DIGEST_BITS, Device, Head, Held, Reads, Row, Writes
+from ..model import DIGEST_BITS, Device, Document, Head, Held, Reads, Row, Writes
+from ..store import Store
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
     from .sqlite import SqliteStore
 
-__all__ = ["BaseTransaction", "DeviceHints", "MemoryStore", "SqliteStore", "WriterGate", "folded"]
+__all__ = ["BaseTransaction", "DeviceHints", "MemoryStore", "SqliteStore", "WriterGate", "amend", "folded"]
 
 #: How many device hints a store keeps in memory; a hundred bytes each. A forgotten one costs some rows sent again.
 DEVICE_HINTS_MAX: Final = 10_000
@@ -38,6 +40,19 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name], __name__), name)
+
+
+async def amend(store: Store, name: str, change: Callable[[Document], bytes]) -> Document:
+    """Change a document, whoever else does so at the same time; `change` may be called more than once.
+
+    Raises:
+        StoreError: the store could not; nothing was changed.
+    """
+    while True:
+        known = await store.document(name)
+        body = change(known)
+        if await store.put_document(name, body, revision=known.revision):
+            return Document(revision=known.revision + 1, body=body)
 
 
 def folded(head: Head, writes: Writes) -> Writes:

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
-from ..model import Device, Head, Held, Kind, Reads, Row, Span, Writes
+from ..model import Device, Document, Head, Held, Kind, Reads, Row, Span, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
 
 
@@ -49,17 +49,35 @@ class MemoryStore:
         self._device_hints_max = device_hints_max
         self._hints = DeviceHints(device_hints_max)
         self._graphs: dict[str, _Graph] = {}
+        self._documents: dict[str, Document] = {}  # replaced, never changed, so that a transaction keeps its own
         self._lock = threading.Lock()
         self._closed = False
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
-        if self._closed:
-            raise LocalProtocolError("expected an open store; got a closed one")
+        self._open()
         with self._lock:
             if graph not in self._graphs:
                 self._graphs[graph] = _Graph(self._epochs(), WriterGate(self._busy_timeout_ms))
-            return _Transaction(graph, self._graphs[graph], write=write, hints=self._hints)
+            return _Transaction(graph, self._graphs[graph], lambda: self._documents, write=write, hints=self._hints)
+
+    async def document(self, name: str) -> Document:
+        """See `inbetweenies.store.Store`."""
+        self._open()
+        return self._documents.get(name, Document())
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        """See `inbetweenies.store.Store`."""
+        self._open()
+        with self._lock:
+            if self._documents.get(name, Document()).revision != revision:
+                return False
+            self._documents = {**self._documents, name: Document(revision=revision + 1, body=body)}
+            return True
+
+    def _open(self) -> None:
+        if self._closed:
+            raise LocalProtocolError("expected an open store; got a closed one")
 
     async def close(self) -> None:
         """Refuse further transactions."""
@@ -76,6 +94,7 @@ class MemoryStore:
             self._epochs, busy_timeout_ms=self._busy_timeout_ms, device_hints_max=self._device_hints_max
         )
         other._graphs = graphs
+        other._documents = self._documents
         return other
 
 
@@ -132,9 +151,18 @@ def _seen(row: Row, seq: int) -> Row:
 
 
 class _Transaction(BaseTransaction):
-    def __init__(self, name: str, graph: _Graph, *, write: bool, hints: DeviceHints) -> None:
+    def __init__(
+        self,
+        name: str,
+        graph: _Graph,
+        documents: Callable[[], dict[str, Document]],
+        *,
+        write: bool,
+        hints: DeviceHints,
+    ) -> None:
         super().__init__(name, write=write, hints=hints)
         self._in = graph
+        self._now_documents = documents
         self._undo: list[Row] = []
 
     def _begin(self) -> Head:
@@ -143,6 +171,7 @@ class _Transaction(BaseTransaction):
         with self._in.lock:
             self._before = self._in.head
             self._durable = self._in.devices
+            self._documents = self._now_documents()
             return self._before
 
     def _commit(self) -> None:
@@ -204,6 +233,7 @@ class _Transaction(BaseTransaction):
             return Held(
                 head=self._head,
                 device=self._durable.get(reads.device) if reads.device is not None else None,
+                documents={name: self._documents.get(name, Document()) for name in reads.documents},
                 **self._by_key(reads, at, end),
                 **self._in_order(reads, at, end),
             )

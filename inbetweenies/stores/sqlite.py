@@ -23,19 +23,27 @@ from typing import Any, Final
 from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
-from ..model import Device, Head, Held, Reads, Row, Writes
+from ..model import Device, Document, Head, Held, Reads, Row, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, BaseTransaction, DeviceHints, WriterGate
 from .memory import random_epoch
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
 APPLICATION_ID: Final = 0x496E6274
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 #: `until` of a current row. Larger than any seq, so that "visible at S" is one range: ``until > S AND seq <= S``.
 FOREVER: Final = 2**63 - 1
 
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
 KEYS_PER_QUERY: Final = (512, 64, 8, 1)  # few sizes, so that few statements are ever prepared
+
+_DOCUMENTS: Final = """
+CREATE TABLE documents (
+    name TEXT NOT NULL PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    body BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
 
 # The graph leads every key: no query can reach a row of another one (PROTOCOL 7.1). `log_version` and `log_until`
 # are rules as well: a row version is stored once, and an id has one current row.
@@ -85,9 +93,12 @@ CREATE TABLE devices (
     mark TEXT NOT NULL,
     PRIMARY KEY (graph, device)
 ) STRICT, WITHOUT ROWID;
+{_DOCUMENTS}
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
 """
+
+#: What makes the next schema of each one that a file may have.
+UPGRADES: Final = {1: _DOCUMENTS}
 
 SETTINGS: Final = (
     "PRAGMA synchronous = FULL",  # NORMAL loses commits that were acknowledged when the power goes
@@ -124,6 +135,9 @@ _ADD_GRAPH = (
 _HEAD = "SELECT graph, epoch, seq, chain, stamp, digest FROM graphs WHERE name = ?"
 _DEVICE = "SELECT served, acked, mark FROM devices WHERE graph = ? AND device = ?"
 _STAMP = "SELECT stamp FROM log WHERE graph = ? AND seq = ?"
+_DOCUMENT = "SELECT revision, body FROM documents WHERE name = ?"
+_ADD_DOCUMENT = "INSERT INTO documents (body, name, revision) VALUES (?, ?, ? + 1) ON CONFLICT (name) DO NOTHING"
+_SET_DOCUMENT = "UPDATE documents SET body = ?, revision = revision + 1 WHERE name = ? AND revision = ?"
 
 # Left to itself the planner prefers a range of seqs, which is the whole log: CROSS JOIN and INDEXED BY forbid that.
 # `_asked` goes before each; its keys are bound first, then the graph, then twice the seq at which rows are visible.
@@ -234,6 +248,21 @@ class SqliteStore:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
         return _Transaction(self._file, graph, write=write, hints=self._hints)
 
+    async def document(self, name: str) -> Document:
+        """See `inbetweenies.store.Store`."""
+        with self._file.lent("read a document") as connection:
+            return _document(connection, name)
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        """See `inbetweenies.store.Store`. One statement, so a transaction of its own."""
+        self._file.gate.enter()
+        try:
+            with self._file.lent("write a document") as connection:
+                statement = _ADD_DOCUMENT if revision == 0 else _SET_DOCUMENT
+                return connection.execute(statement, (body, name, revision)).rowcount == 1
+        finally:
+            self._file.gate.leave()
+
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
         self._file.close()
@@ -307,6 +336,18 @@ class _File:
         except IndexError:
             return self._connect()
 
+    @contextmanager
+    def lent(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """A connection for one statement."""
+        with _border(doing):
+            connection = self.take()
+            sound = False
+            try:
+                yield connection
+                sound = True
+            finally:
+                self.give_back(connection, sound=sound)
+
     def give_back(self, connection: sqlite3.Connection, *, sound: bool) -> None:
         """Keep a connection for the next transaction, unless an error makes it doubtful."""
         if sound and not self._closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
@@ -336,35 +377,47 @@ class _File:
 def _prepare(connection: sqlite3.Connection) -> None:
     # Looked at before anything is changed: the file may be somebody else's.
     connection.execute("BEGIN")
-    new = _is_new(connection)
+    found = _schema(connection)
     connection.execute("COMMIT")
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
         raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
-    if not new:
+    if found == SCHEMA_VERSION:
         return
     connection.execute("BEGIN IMMEDIATE")
-    if _is_new(connection):  # another process may have been faster
-        for statement in SCHEMA.split(";"):
-            connection.execute(statement)
+    found = _schema(connection)  # another process may have been faster
+    steps = [SCHEMA] if found == 0 else [UPGRADES[step] for step in range(found, SCHEMA_VERSION)]
+    for statement in "".join(steps).split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
-def _is_new(connection: sqlite3.Connection) -> bool:
-    """Whether the file is empty; False if it is ours. Raises `StoreError` if it is neither."""
+def _schema(connection: sqlite3.Connection) -> int:
+    """Which schema the file has; 0 if it is empty. Raises `StoreError` if it is not ours, or of a newer release."""
     [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if (application, version, objects) == (0, 0, 0):
-        return True
+        return 0
     if application != APPLICATION_ID:
         raise StoreError(f"expected a file of Inbetweenies ({APPLICATION_ID:#x}); got one of another application")
-    if version != SCHEMA_VERSION:
-        raise StoreError(f"expected a file with schema {SCHEMA_VERSION}; got {version}, of another release")
-    return False
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise StoreError(f"expected a file with schema 1 to {SCHEMA_VERSION}; got {version}, of another release")
+    return int(version)
+
+
+def _document(connection: sqlite3.Connection, name: str) -> Document:
+    found = connection.execute(_DOCUMENT, (name,)).fetchone()
+    return Document() if found is None else Document(revision=found[0], body=found[1])
 
 
 def _close(connection: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):  # nothing is lost: what was committed is on the disk
+    # Nothing is lost: what was committed is on the disk.
+    with suppress(sqlite3.Error, MemoryError):
+        if connection.in_transaction:
+            # A cursor that the traceback of an error still holds would keep the connection open, and its lock taken.
+            connection.execute("ROLLBACK")
+    with suppress(sqlite3.Error):
         connection.close()
 
 
@@ -504,6 +557,8 @@ class _Transaction(BaseTransaction):
         if reads.device is not None:
             for served, acked, mark in self._connection.execute(_DEVICE, (self._key, reads.device)):
                 answer["device"] = Device(served=served, acked=acked, mark=mark)
+        if reads.documents:
+            answer["documents"] = {name: _document(self._connection, name) for name in reads.documents}
         return answer
 
     def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:

@@ -324,7 +324,7 @@ class MixedFleet(RuleBasedStateMachine):
     def _say(self, client: Client) -> Letter | None:
         if client.waiting:
             return None
-        body = client.say()
+        body = client.speak()
         if body is None:
             return None
         self.letters += 1
@@ -342,7 +342,7 @@ class MixedFleet(RuleBasedStateMachine):
             self.tell(f"{client.name} no longer waits for the answer to #{letter.n}")
             return
         with self._watched():
-            client.hear(answer, ok="error" not in _decode(answer))
+            client.listen(answer, ok="error" not in _decode(answer))
         self.tell(
             f"{client.name} hears the answer to #{letter.n}" + (f", then: {client.phase}" if client.phase else "")
         )

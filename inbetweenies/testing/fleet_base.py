@@ -24,6 +24,7 @@ from ..wire import load
 T = TypeVar("T")
 Body = dict[str, Any]
 
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
 
 #: What fleets edit: id -> entity type. Few, so that clients meet on them. The long one is as legal as the others.
@@ -129,17 +130,6 @@ class NoAnswer(Exception):
     """What came back is no answer that this program can read."""
 
 
-def read_json(answer: bytes, version: str) -> Body:
-    """An answer as programs read it that take JSON for what it is; of another wire version than theirs, none."""
-    try:
-        told = _decode(answer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NoAnswer from error
-    if not isinstance(told, dict) or told.get("protocol_version", version) != version:
-        raise NoAnswer
-    return told
-
-
 class Client(ABC):
     """One program on one device. A sync is a row of messages; at most one of them is under way."""
 
@@ -167,7 +157,7 @@ class Client(ABC):
 
     # a sync
 
-    def say(self) -> bytes | None:
+    def speak(self) -> bytes | None:
         """The next message of a sync, which begins if none is under way; None if this client has nothing to say."""
         if not self.phase:
             self.failed = False
@@ -175,18 +165,18 @@ class Client(ABC):
         if not self.phase:
             return None
         self.pushed = NOTHING
-        body = self.compose()
+        body = self.message()
         self.waiting = True
         return body
 
-    def hear(self, answer: bytes, *, ok: bool = True) -> None:
+    def listen(self, answer: bytes, *, ok: bool = True) -> None:
         """The answer to the message under way; `ok` is whether its status says so."""
         self.waiting = False
         if not ok:
             self.give_up()
             return
         try:
-            self.phase = self.absorb(answer)
+            self.phase = self.take_in(answer)
         except PowerCut:
             self.world.told(f"{self.name} loses power")
             self.restart()
@@ -207,12 +197,22 @@ class Client(ABC):
     def begin(self) -> str:
         """The first phase of a sync."""
 
+    def say(self) -> Body | None:
+        """As `speak`, as JSON."""
+        body = self.speak()
+        said: Body | None = None if body is None else _decode(body)
+        return said
+
+    def hear(self, answer: Body) -> None:
+        """As `listen`, as JSON."""
+        self.listen(_encode(answer), ok="error" not in answer)
+
     @abstractmethod
-    def compose(self) -> bytes:
+    def message(self) -> bytes:
         """The message of this phase; what it asks to be written is left in `pushed`."""
 
     @abstractmethod
-    def absorb(self, answer: bytes) -> str:
+    def take_in(self, answer: bytes) -> str:
         """Take an answer in; the next phase, or "" at the end of the sync.
 
         Raises:
@@ -229,3 +229,31 @@ class Client(ABC):
     @abstractmethod
     def pending(self) -> tuple[str, ...]:
         """What still waits for the server and could be taken by it."""
+
+
+class JsonClient(Client):
+    """A program that takes JSON for what it is."""
+
+    def message(self) -> bytes:
+        return _encode(self.compose())
+
+    def take_in(self, answer: bytes) -> str:
+        return self.absorb(self.read_json(answer))
+
+    def read_json(self, answer: bytes) -> Body:
+        """An answer, as far as this program looks at it. One of another wire version than its own is none."""
+        try:
+            told = _decode(answer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise NoAnswer from error
+        if not isinstance(told, dict) or told.get("protocol_version", self.wire) != self.wire:
+            raise NoAnswer
+        return told
+
+    @abstractmethod
+    def compose(self) -> Body:
+        """The message of this phase."""
+
+    @abstractmethod
+    def absorb(self, answer: Body) -> str:
+        """Take an answer in; the next phase, or "" at the end of the sync."""

@@ -41,16 +41,15 @@ from .fleet_base import (
     Body,
     Client,
     Done,
+    JsonClient,
     NoAnswer,
     PowerCut,
     Pushed,
     World,
     codec,
-    read_json,
     short,
 )
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
 
 
@@ -80,6 +79,20 @@ class _V2(Client):
     def parents(self, before: Entity) -> tuple[str, ...]:
         return (before.version,)
 
+    def next_row(self, id_: str, entity_type: str, name: str, content: Body) -> Entity:
+        """The row with which this program follows what it shows of `id_`."""
+        before = self.row(id_)
+        return Entity(
+            id=id_,
+            version=self.version(),
+            entity_type=entity_type,
+            name=name,
+            content=Raw(canonical(content)),
+            source_type=before.source_type if before else "manual",
+            user_id=self.user,
+            parent_versions=self.parents(before) if before else (),
+        )
+
     def edit(self, act: Act) -> str | None:
         if act.verb in ("link", "unlink"):
             return self.link(act)
@@ -104,16 +117,7 @@ class _V2(Client):
             return None
         if act.thing == "ann":
             content.setdefault("kind", "user")
-        row = Entity(
-            id=act.thing,
-            version=self.version(),
-            entity_type=before.entity_type if before else THINGS[act.thing],
-            name=name,
-            content=Raw(canonical(content)),
-            source_type=before.source_type if before else "manual",
-            user_id=self.user,
-            parent_versions=self.parents(before) if before else (),
-        )
+        row = self.next_row(act.thing, before.entity_type if before else THINGS[act.thing], name, content)
         if act.verb == "poison":
             # Legal JSON that cannot be stored: the server must refuse this row and nothing else.
             row = replace(row, version=row.version + "\u0001")
@@ -290,7 +294,7 @@ class ModernV2(_V2):
     def begin(self) -> str:
         return "sync"
 
-    def compose(self) -> bytes:
+    def message(self) -> bytes:
         ask, self.sent = replica.compose(
             self.store.image.state,
             self.store.pending(),
@@ -305,7 +309,7 @@ class ModernV2(_V2):
         body: bytes = codec(self.wire).ask(ask)
         return body
 
-    def absorb(self, answer: bytes) -> str:
+    def take_in(self, answer: bytes) -> str:
         try:
             gate(answer)
             told = codec(self.wire).told(answer)
@@ -373,7 +377,7 @@ class ModernV2(_V2):
         return tuple(f"{item.copy.id}@{item.copy.version}" for item in waiting if item.note is None)
 
 
-class DeployedV2(_V2):
+class DeployedV2(_V2, JsonClient):
     """Blowing-Off as deployed: pull, then push all that waited when the sync began; marks are cleared by id.
 
     What it loses by itself: a pull writes over an edit that waits, and if the push then fails the edit is gone; an edit
@@ -441,7 +445,7 @@ class DeployedV2(_V2):
         self.gather()
         return "pull"
 
-    def compose(self) -> bytes:
+    def compose(self) -> Body:
         body: Body = {
             "protocol_version": self.wire,
             "device_id": self.name,
@@ -453,7 +457,7 @@ class DeployedV2(_V2):
         if self.phase == "pull":
             if self.since is not None:
                 body["filters"] = {"since": self.since}
-            return _encode(body)
+            return body
         edges: dict[str, list[Relationship]] = {}
         for edge in self.sent_edges.values():
             edges.setdefault(edge.from_entity_id, []).append(edge)
@@ -468,7 +472,7 @@ class DeployedV2(_V2):
         ]
         named = (replace(edge, version=edge_version(edge)) for edge in self.sent_edges.values())
         self.pushed = Pushed(rows=(*self.sent.values(), *named))
-        return _encode(body)
+        return body
 
     def entity_out(self, entity: Entity) -> Body:
         """An entity as this program writes it: only the fields that it knows."""
@@ -495,15 +499,14 @@ class DeployedV2(_V2):
             "properties": _decode(edge.properties),
         }
 
-    def absorb(self, answer: bytes) -> str:
-        told = read_json(answer, self.wire)
+    def absorb(self, answer: Body) -> str:
         if self.phase == "pull":
-            self.take(told["changes"])
-            self.next_since = self.watermark(told["server_time"])
+            self.take(answer["changes"])
+            self.next_since = self.watermark(answer["server_time"])
             if self.sent or self.sent_edges:
                 return "push"
         else:
-            self.forget(told["applied"], told["applied_relationships"])
+            self.forget(answer["applied"], answer["applied_relationships"])
         self.since = self.next_since
         return ""
 
@@ -572,17 +575,15 @@ class KittenKong(DeployedV2):
         told = super().entity_out(entity)
         return told | {"entity_type": told["entity_type"].upper(), "source_type": told["source_type"].upper()}
 
-    def absorb(self, answer: bytes) -> str:
-        told = read_json(answer, self.wire)
-        changes = told["changes"]
+    def absorb(self, answer: Body) -> str:
         if self.phase == "push":
-            ids = [change["entity"]["id"] for change in changes]
-            self.forget([id_ for id_ in ids if id_ in self.sent], [])
-            self.take(changes)
+            told = [change["entity"]["id"] for change in answer["changes"]]
+            self.forget([id_ for id_ in told if id_ in self.sent], [])
+            self.take(answer["changes"])
             self.since = self.next_since
             return ""
-        self.take(changes)
-        self.next_since = self.watermark(told["server_time"])
+        self.take(answer["changes"])
+        self.next_since = self.watermark(answer["server_time"])
         self.gather()
         if not self.sent:
             self.since = self.next_since

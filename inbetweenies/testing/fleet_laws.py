@@ -16,8 +16,10 @@ import msgspec
 from msgspec import UNSET
 
 from ..errors import clip
+from ..limits import Limits
 from ..model import (
     SEQ_MAX,
+    Context,
     Entity,
     Head,
     Held,
@@ -26,12 +28,13 @@ from ..model import (
     Relationship,
     Row,
     Span,
+    SyncRequest,
     body_of,
     parse_time,
     row_hash,
     uuid5,
 )
-from .fleet_base import THINGS, Body, Done, DoneRecord, Pushed
+from .fleet_base import NOTHING, THINGS, Body, Done, DoneRecord, Pushed, codec
 
 Broken = Callable[[str, str], NoReturn]
 Path = tuple[str, ...]
@@ -48,6 +51,28 @@ V1_VISIBLE: Final[Mapping[str, frozenset[str]]] = {
     ),
     "note": frozenset({"kind", "is_administrator", "is_owner", "remote_access_allowed"}),
 }
+
+
+def pushed_by(body: Body) -> Pushed:
+    """What `body` asks to be written, as far as its shape is one of v1 or v2."""
+    changes = body.get("changes")
+    if not isinstance(changes, list) or not changes:
+        return NOTHING
+    if body.get("protocol_version") != "inbetweenies-v2":
+        return Pushed(records=tuple(change for change in changes if "client_sync_id" in change))
+    v2, limits = codec("inbetweenies-v2"), Limits()
+    plan = v2.up(v2.decode(_encode(body), limits=limits), Context(), limits)
+    try:
+        next(plan)
+    except StopIteration as stop:
+        request: SyncRequest = stop.value
+    else:
+        raise AssertionError("a v2 request says all by itself")
+    rows: list[Entity | Relationship] = []
+    for change in request.changes:
+        rows += [change.entity] if change.entity is not None else []
+        rows += change.relationships
+    return Pushed(rows=tuple(rows))
 
 
 def kind_of(row: Entity | Relationship) -> Kind:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from ..model import format_time, parse_time
-from .fleet_base import NAMES, Act, Body, Client, DoneRecord, Pushed, World, read_json
+from .fleet_base import NAMES, Act, Body, DoneRecord, JsonClient, Pushed, World
 
 _encode = msgspec.json.Encoder().encode
 
@@ -45,7 +45,7 @@ _EDITABLE: Final[Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
 }
 
 
-class V1(Client):
+class V1(JsonClient):
     """The v1 client as deployed: request, push, ack, with whole records.
 
     It keeps a pulled record only if that is newer by its `updated_at`, even over an edit that waits; it clears an edit
@@ -80,38 +80,44 @@ class V1(Client):
         type_ = _RECORDS.get(act.thing)
         if type_ is None:
             return None
-        key = (type_, act.thing)
-        before = self.records.get(key)
+        before = self.records.get((type_, act.thing))
+        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
+        if before is None:
+            if act.verb != "create" or (type_ != "home" and not homes):
+                return None
+            changed: Body = {"name": NAMES[act.value % 3]}
+            if type_ != "home":
+                changed["home_id"] = homes[0]
+        else:
+            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
+            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
+            field, values = fields[act.value % len(fields)]
+            if act.verb in ("create", "rename") or not values:
+                field, values = "name", NAMES[:4]
+            changed = {field: values[act.value // len(fields) % len(values)]}
+        time = self.write(type_, act.thing, **changed)
+        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+
+    def write(self, type_: str, id_: str, **fields: Any) -> str:
+        """Store a local edit: a new record, or other values of `fields`. When that was, as v1 says it."""
         # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
         now = self.now
         while now in self.times:
             now += 1
         self.times.add(now)
         time = format_time(now, naive=True)
-        stamps = {"created_at": time, "updated_at": time, "sync_id": None}
-        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
+        key = (type_, id_)
+        before = self.records.get(key)
         if before is None:
-            if act.verb != "create" or (type_ != "home" and not homes):
-                return None
-            record = {"id": act.thing, "name": NAMES[act.value % 3], **_PLAIN[type_], **stamps}
-            if type_ != "home":
-                record["home_id"] = homes[0]
-            changed = set(record) - {"id", *stamps}
+            before = {"id": id_, **_PLAIN[type_], "created_at": time, "sync_id": None}
+            changed = _PLAIN[type_].keys() | fields.keys()
         else:
-            record = dict(before)
-            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
-            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
-            field, values = fields[act.value % len(fields)]
-            if act.verb in ("create", "rename") or not values:
-                field, values = "name", NAMES[:4]
-            record[field] = values[act.value // len(fields) % len(values)]
-            record["updated_at"] = time
-            changed = {field}
-        self.records[key] = record
+            changed = set(fields)
+        self.records[key] = {**before, **fields, "updated_at": time}
         self.own.add(key)
         self.marks[key] = self.marks.get(key, set()) | changed
         self.touched.setdefault(key, set()).update(changed)
-        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
+        return time
 
     def _held(self, type_: str, thing: str) -> tuple[str, ...]:
         """The records of a type that another record can point to."""
@@ -122,7 +128,7 @@ class V1(Client):
     def begin(self) -> str:
         return "request"
 
-    def compose(self) -> bytes:
+    def compose(self) -> Body:
         if self.phase == "request":
             return self.envelope(
                 type="sync_request",
@@ -151,22 +157,17 @@ class V1(Client):
         self.pushed = Pushed(records=tuple(changes), touched=touched)
         return self.envelope(type="sync_push", changes=changes)
 
-    def envelope(self, *, type: str, **fields: Any) -> bytes:  # noqa: A002 - the field's name on the wire
+    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
         """A message of this program."""
-        return _encode({"type": type, "client_id": self.name, **fields})
+        return {"type": type, "client_id": self.name, **fields}
 
-    def read(self, answer: bytes) -> Body:
-        """An answer, as far as this program looks at it."""
-        return read_json(answer, self.wire)
-
-    def absorb(self, answer: bytes) -> str:
-        told = self.read(answer)
+    def absorb(self, answer: Body) -> str:
         if self.phase == "request":
-            for change in told["changes"]:
+            for change in answer["changes"]:
                 self.take(change)
             return "push" if self.marks else "ack"
         if self.phase == "push":
-            for applied in told["applied"]:
+            for applied in answer["applied"]:
                 if applied["status"] == "applied" and applied["client_sync_id"] in self.sent:
                     self.forget(*self.sent[applied["client_sync_id"]])
             return "ack"
@@ -216,11 +217,11 @@ class Unknown(V1):
         # Only reads and pushes of exact v1 shape are promised to versions that a server does not know.
         return "request"
 
-    def envelope(self, *, type: str, **fields: Any) -> bytes:  # noqa: A002 - the field's name on the wire
-        return _encode({"protocol_version": self.asks, "type": type, "client_id": self.name, **fields})
+    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
+        return {"protocol_version": self.asks, **super().envelope(type=type, **fields)}
 
-    def read(self, answer: bytes) -> Body:
-        told = super().read(answer)
+    def read_json(self, answer: bytes) -> Body:
+        told = super().read_json(answer)
         negotiation = told.get("negotiation")
         if not isinstance(negotiation, dict) or negotiation.get("served") != told.get("protocol_version"):
             self.world.broken("10 (downgrade)", f"{self.name} is served something else and not told what: {told}")
@@ -228,7 +229,7 @@ class Unknown(V1):
             self.world.broken("10 (downgrade)", f"{self.name} asked for {self.asks} and is told {negotiation}")
         return told
 
-    def absorb(self, answer: bytes) -> str:
+    def absorb(self, answer: Body) -> str:
         phase = super().absorb(answer)
         if phase != "ack":
             return phase

@@ -44,6 +44,7 @@ from ..model import (
 )
 from ..store import Store, Transaction
 from ..stores import MemoryStore
+from .document_tests import DocumentTests
 
 T = TypeVar("T")
 
@@ -226,7 +227,7 @@ def everything(ids: tuple[str, ...], *, as_of: int | None = None) -> Reads:
 IDS = ("e1", "e2", "e3", "e4")
 
 
-class StoreTests:
+class StoreTests(DocumentTests):
     """The contract of `inbetweenies.store.Store`. Override `make_store`, and whatever else differs."""
 
     #: Drives a coroutine to its end. A store that waits for I/O overrides it with an event loop's.
@@ -1013,6 +1014,7 @@ _reads = st.builds(
     span=st.none() | st.builds(Span, after=_seqs, upto=_seqs, rows=st.none() | st.integers(0, 5)),
     listing=st.booleans(),
     as_of=st.none() | _seqs,
+    documents=st.lists(st.sampled_from(["flags", "plan"]), max_size=2).map(tuple),
 )
 
 
@@ -1088,6 +1090,13 @@ class StoreMachine(RuleBasedStateMachine):
             return answers
 
         self.alike(graph, script)
+
+    @rule(name=st.sampled_from(["flags", "plan"]), body=st.binary(max_size=3), revision=st.integers(0, 3))
+    def put_document(self, name: str, body: bytes, revision: int) -> None:
+        async def script(store: Store) -> list[Any]:
+            return [await store.put_document(name, body, revision=revision), await store.document(name)]
+
+        self.alike("", script)
 
     @precondition(lambda self: len(self.readers) < 3)
     @rule(graph=_graphs)

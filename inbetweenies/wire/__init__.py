@@ -27,6 +27,25 @@ class Negotiation(Struct, frozen=True, kw_only=True):
     supported: tuple[str, ...]
 
 
+class Follow(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 5.18: how a peer that stays connected goes on from an answer.
+
+    A wire version that can do so has a method ``follow(body, answer) -> Follow | None``; None if `answer` leaves it
+    open what the peer would ask next.
+
+    Attributes:
+        request: the request for what comes after the answer, in the peer's own words.
+        after: the cursor at which the answer ended, None for a peer without cursors.
+        news: whether the answer tells anything that changed.
+        more: whether there is more to tell already.
+    """
+
+    request: bytes
+    after: str | None
+    news: bool
+    more: bool = False
+
+
 class WireVersion(Protocol):
     """What the router and the exchange need of one wire version: bytes to the model, and back.
 

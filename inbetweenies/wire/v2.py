@@ -7,6 +7,7 @@ deployed peers do not know are additive, and where an answer changes shape for t
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
@@ -15,7 +16,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..errors import RemoteProtocolError, clip
+from ..errors import RemoteProtocolError
 from ..limits import Limits, canonical, checked_decode
 from ..model import (
     SEQ_MAX,
@@ -28,6 +29,7 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Outcome,
     Plan,
     Reads,
     Refused,
@@ -40,11 +42,14 @@ from ..model import (
     parse_cursor,
     parse_time,
 )
-from . import Negotiation
+from . import Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges"})
 PATH: Final = "/api/v1/sync/"
+
+#: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
+_CUT: Final = re.compile(r".*\.[0-9]{3}Z", re.ASCII)
 
 SyncType = Literal["full", "delta", "entities", "relationships"]
 ChangeType = Literal["create", "update", "delete"]
@@ -160,7 +165,7 @@ class AckOut(Struct, kw_only=True):
     kind: Literal["entity", "edge"]
     id: str
     version: str
-    outcome: str
+    outcome: Outcome
     head: str | None = None
 
 
@@ -217,6 +222,16 @@ class ResponseIn(Struct, kw_only=True):
     features: tuple[str, ...] = ()
 
 
+class _Ended(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to go on from it."""
+
+    changes: tuple[Raw, ...]
+    server_time: str
+    cursor: str | None = None
+    more: bool = False
+    features: tuple[str, ...] = ()
+
+
 class EntityOut(Struct, kw_only=True):
     """PROTOCOL 9.3: an entity as this version says it; used where stored rows hold more than it carries."""
 
@@ -254,6 +269,7 @@ CARRIES: Final = frozenset(f"entity.{name}" for name in EntityOut.__struct_field
 _request = msgspec.json.Decoder(Request)
 _strict = msgspec.json.Decoder(StrictRequest)
 _response = msgspec.json.Decoder(ResponseIn)
+_any = msgspec.json.Decoder(dict[str, Any])
 _encode = msgspec.json.Encoder().encode
 # A model that has grown fields since must not leak them into this version (PROTOCOL 5.8).
 _STORED_AS_SERVED: Final = (
@@ -263,6 +279,9 @@ _STORED_AS_SERVED: Final = (
 
 
 # --- to the model -------------------------------------------------------------------------------------------------
+
+
+_ended = msgspec.json.Decoder(_Ended)
 
 
 def _entity(value: EntityIn, delete: bool) -> Entity:
@@ -316,6 +335,18 @@ def _changes(changes: Iterable[ChangeIn], user: str) -> tuple[Change, ...]:
     )
 
 
+def _check_label(name: str, label: str, limits: Limits) -> None:
+    """PROTOCOL 7.5: any text is a label. A server remembers its devices by them, so they are no longer than ids."""
+    size = len(label.encode())
+    if size > limits.id_bytes_max:
+        raise RemoteProtocolError(
+            code="malformed_body",
+            expected=f"at most {limits.id_bytes_max} bytes",
+            got=f"a string of {size} bytes",
+            pointer=f"/{name}",
+        )
+
+
 def _since(value: str | int | float | None) -> int | None:
     """PROTOCOL 9.1: microseconds; numbers are unix seconds, or milliseconds when they are too large for that."""
     if value is None:
@@ -332,8 +363,10 @@ def _since(value: str | int | float | None) -> int | None:
 
 
 def _unix(value: float) -> int | None:
+    if abs(value) >= 2.6e14:
+        return None  # before it is divided: an integer of 400 digits is more than a float can be
     seconds = value / 1000 if abs(value) > 2e10 else value
-    return int(seconds * 1_000_000) if abs(seconds) < 2.6e11 else None
+    return int(seconds * 1_000_000)
 
 
 def _cursor(text: str | None, features: bool) -> tuple[Cursor | None, int | None]:
@@ -420,9 +453,10 @@ class V2:
 
     def decode(self, body: bytes, *, path: str = "", strict: bool = False, limits: Limits) -> Request:
         """PROTOCOL 9.1. The path tells nothing in this version."""
-        if strict:
-            return checked_decode(_strict, body)
-        return checked_decode(_request, body)
+        request = checked_decode(_strict, body) if strict else checked_decode(_request, body)
+        _check_label("device_id", request.device_id, limits)
+        _check_label("user_id", request.user_id, limits)
+        return request
 
     def writes(self, message: Request) -> bool:
         return bool(message.changes)
@@ -433,6 +467,9 @@ class V2:
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
+        # Whoever was told the end of a commit holds what was stamped in that millisecond, and nothing comes later in it
+        # (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
+        cut = isinstance(filters.since, str) and _CUT.fullmatch(filters.since)
         return SyncRequest(
             device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
@@ -441,6 +478,7 @@ class V2:
             cursor=cursor,
             after=after,
             since=_since(filters.since),
+            since_span=999 if cut else 0,
             features=features,
             page_rows=message.page_rows if message.page_rows and message.page_rows > 0 else None,
             entity_types=None if filters.entity_types is None else frozenset(map(str.lower, filters.entity_types)),
@@ -458,9 +496,9 @@ class V2:
         """PROTOCOL 9.5."""
         modern = bool(message.features)
         # PROTOCOL 4.5: an id is named once, and only if every row pushed under it reached a terminal state.
-        open_ = {refused.id for refused in response.refused}
-        applied = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "entity" and clip(ack.id) not in open_)
-        edges = dict.fromkeys(ack.id for ack in response.acks if ack.kind == "edge" and clip(ack.id) not in open_)
+        done = [ack for ack in response.acks if (ack.kind, ack.id) not in response.open]
+        applied = dict.fromkeys(ack.id for ack in done if ack.kind == "entity")
+        edges = dict.fromkeys(ack.id for ack in done if ack.kind == "edge")
         digest = None if modern else (yield from _state_digest(response))
         return _encode(
             Response(
@@ -488,6 +526,25 @@ class V2:
                 features=sorted(FEATURES) if modern else UNSET,
                 negotiation=negotiation,
             )
+        )
+
+    def follow(self, body: bytes, answer: bytes) -> Follow | None:
+        """PROTOCOL 5.18: the same again, from where `answer` ended and without its changes."""
+        asked: dict[str, Any] = checked_decode(_any, body)
+        told: _Ended = checked_decode(_ended, answer)
+        request = {name: value for name, value in asked.items() if name not in ("cursor", "filters")}
+        filters = {name: value for name, value in (asked.get("filters") or {}).items() if name != "since"}
+        if told.features:
+            request["cursor"] = told.cursor
+        else:
+            filters["since"] = told.server_time
+        if filters:
+            request["filters"] = filters
+        return Follow(
+            request=_encode({**request, "sync_type": "delta", "changes": []}),
+            after=told.cursor,
+            news=bool(told.changes),
+            more=told.more,
         )
 
     # The client's side of the same messages.

@@ -19,6 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from blowing_off.store import LocalStore
+from inbetweenies.asgi.discovery import registry_headers, version_headers
+from inbetweenies.exchange import Asked
 from inbetweenies.limits import Limits, gate
 from inbetweenies.replica import State, copy_of
 from inbetweenies.router import ProtocolFallback
@@ -207,6 +209,32 @@ def simulate(bench: Bench) -> list[Row]:
     [values] = in_turns(bench.sizes.turns, ours)
     note = f"CPU in this process for one small history; mean of {histories:,}; 5 ms are 200 in a second"
     return [bounded("simulate", values, unit="ms", most=5, note=note)]
+
+
+def negotiate(bench: Bench) -> list[Row]:
+    """Choosing the version and saying so: a request's way through router, registry and headers, over decode alone."""
+    body = data.push(data.home(bench.sizes.message)).replace(
+        b'"sync_type"', b'"supported_versions":["inbetweenies-v2","inbetweenies-v1"],"sync_type"', 1
+    )
+    assert b"supported_versions" in body
+    limits, router, wire = Limits(), ProtocolFallback(), load()[data.V2]
+    asked = Asked(path="/api/v1/sync/", agent="blowing-off/1.0.0")
+
+    def decoded() -> None:
+        gate(body, limits)
+        wire.decode(body, limits=limits)
+
+    def negotiated() -> None:
+        routed = router.route(body, asked)
+        registry_headers(router.registry)
+        version_headers(router.registry, routed.served, None)
+
+    values, floors = in_turns(bench.sizes.short_turns, *_often(5, negotiated, decoded))
+    note = (
+        "CPU in this process; envelope, choice among two offered versions, decode, census and headers, over gate and "
+        "typed decode of the same body"
+    )
+    return [held_against("negotiate", values, floors, unit="ms", scale=MS, most=1.2, note=note)]
 
 
 def _often(times: int, *works: Callable[[], object]) -> list[Callable[[], float]]:
@@ -505,6 +533,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         codec_decode,
         route,
         simulate,
+        negotiate,
         push_10k,
         pull_10k,
         sync_10k,

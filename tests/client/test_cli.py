@@ -1059,6 +1059,7 @@ def edge_line(**fields: Any) -> dict[str, Any]:
         (line(name=7), "name: expected str; got int"),
         (line(content=[]), "content: expected object; got array"),
         (line(content={"a": 1e400}), "content: expected a number within"),
+        (line(content={"a": json.loads("[" * 59 + "]" * 59)}), "content: expected nesting of at most 59"),
         (line(id=""), "id: expected"),
         (line(id="a\nb"), "id: expected"),
         (line(version="v" * 2000), "version: expected"),

@@ -41,6 +41,7 @@ from inbetweenies.errors import LocalProtocolError, ServedVersionMismatch, Store
 from inbetweenies.limits import Limits
 from inbetweenies.merge import ancestors
 from inbetweenies.model import Context, Held, Reads, edit_time
+from inbetweenies.offers import VersionPolicy
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.store import Store
 from inbetweenies.stores.memory import MemoryStore
@@ -256,6 +257,21 @@ async def test_what_is_not_here_cannot_be_changed(ann: BlowingOffClient) -> None
     assert await ann.get("nobody") is None
 
 
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"x": value}
+    return value
+
+
+async def test_what_is_nested_as_deep_as_may_be_is_taken_by_the_server(home: Home, ann: BlowingOffClient) -> None:
+    lamp, room = await ann.add("device", "Lamp", nested(59)), await ann.add("room", "Hall")
+    await ann.link(lamp.id, room.id, "located_in", nested(59))
+    report = await ann.sync()
+
+    assert (3, 0, True) == (report.pushed, report.pending, report.equal)
+
+
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
@@ -270,8 +286,10 @@ async def test_what_is_not_here_cannot_be_changed(ann: BlowingOffClient) -> None
         ({"id": "x" * 1025}, "1 to 1024 bytes"),
         ({"entity_type": ""}, "entity_type: expected"),
         ({"content": {"x": "y" * (8 * 2**20)}}, "8388608 bytes in one row"),
+        ({"content": nested(60)}, "nesting of at most 59"),
+        ({"content": {"x": [0] * 2**20}}, "at most 1048512 nodes"),
     ],
-    ids="nan set key int surrogate name no-id control long-id no-type large".split(),
+    ids="nan set key int surrogate name no-id control long-id no-type large deep many".split(),
 )
 async def test_what_no_server_would_store_is_not_stored_here(
     ann: BlowingOffClient, fields: dict[str, Any], text: str
@@ -467,6 +485,22 @@ async def test_an_edge_waits_for_the_row_at_its_end(home: Home, ann: BlowingOffC
     report = await ann.sync()
 
     assert (4, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
+
+
+async def test_what_is_too_much_at_once_is_sent_again_until_all_is_taken() -> None:
+    home = Home(limits=Limits(handled_bytes_max=1))
+    ann, bob = client_of(home, "ann"), client_of(home, "bob", clock=Clock(NOW + SECOND))
+    lamps = [await ann.add("device", f"Lamp {n}") for n in range(5)]
+    await ann.sync()
+    await bob.sync()
+    for lamp in lamps:
+        await ann.change(lamp.id, patch={"on": True})
+        await bob.change(lamp.id, patch={"level": 3})
+    await ann.sync()
+    report = await bob.sync()
+
+    assert (5, 0, (), True) == (report.pushed, report.pending, report.refused, report.equal)
+    assert {b'{"level":3,"on":true}'} == {bytes(lamp.content) for lamp in await bob.find()}
 
 
 # --- what goes wrong on the way -----------------------------------------------------------------------------------
@@ -726,9 +760,8 @@ async def test_other_refusals_end_the_sync_and_lose_nothing(home: Home, ann: Blo
 
 
 @pytest.mark.parametrize("named", ["inbetweenies-v1", "inbetweenies-v3", "", None, 7, ["inbetweenies-v2"]])
-async def test_an_answer_in_a_version_that_was_not_offered_is_not_believed(
-    home: Home, ann: BlowingOffClient, named: Any
-) -> None:
+async def test_an_answer_in_a_version_that_was_not_offered_is_not_believed(home: Home, named: Any) -> None:
+    ann = client_of(home, versions=VersionPolicy.exact(V2))
     await client_and_lamps(home, 2)
     await ann.add("device", "Lamp")
     before = ann.state
@@ -974,6 +1007,8 @@ class Deployed:
         return json.dumps({"relationships": list(self.edges.values()), "count": len(self.edges)}).encode()
 
     async def post(self, path: str, body: bytes) -> bytes:
+        if path != "/api/v1/sync/":
+            raise refused(404, b'{"detail":"Not Found"}')
         ask = json.loads(body)
         self.asked.append(ask)
         self.now += SECOND
@@ -1245,7 +1280,7 @@ async def test_a_history_does_not_wait_for_a_silent_server(
 
 
 async def test_an_unknown_wire_version_alone_cannot_be_asked_for(home: Home) -> None:
-    ann = client_of(home, versions=("inbetweenies-v9",))
+    ann = client_of(home, versions=VersionPolicy.exact("inbetweenies-v9"))
     with pytest.raises(LocalProtocolError, match="a wire version that this client speaks"):
         await ann.sync()
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from blowing_off.store import APPLICATION_ID, LocalStore, SyncRunning
+from blowing_off.migration import APPLICATION_ID
+from blowing_off.store import LocalStore, SyncRunning
 from inbetweenies.errors import StoreBusy, StoreCorrupt, StoreError, StoreFull
 from inbetweenies.model import Ack, Answer, Change, Conflict, Entity, Refused, Relationship, edit_time
 from inbetweenies.replica import Absorbed, Local, Pointer, State, absorb, copy_of, mentions, restart
@@ -113,6 +115,7 @@ def test_a_store_of_a_newer_release_is_refused_with_a_sentence(tmp_path: Path) -
     LocalStore(path).close()
     with sqlite3.connect(path) as newer:
         newer.execute("PRAGMA user_version = 99")
+        newer.execute("UPDATE meta SET value = '99' WHERE key IN ('min_reader', 'min_writer')")
     newer.close()
 
     with pytest.raises(StoreError, match=r"format 99, written by a newer release. Update this program"):
@@ -665,6 +668,28 @@ store.close()
 """
 
 
+def test_a_store_that_another_process_is_just_making_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "home.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+    real = sqlite3.connect
+
+    class Slow(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            done = super().execute(sql, *parameters)
+            if sql == "PRAGMA application_id" and sqlite3.connect is not real:
+                monkeypatch.setattr(sqlite3, "connect", real)
+                LocalStore(path).close()
+            return done
+
+    monkeypatch.setattr(sqlite3, "connect", Slow)
+    store = LocalStore(path)
+    store.write([copy_of(entity("a", "v1"))])
+
+    assert ["a"] == [item.copy.id for item in store.pending()]
+    store.close()
+
+
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "home.db")
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name], cwd=ROOT) for name in "ab"]
@@ -675,6 +700,59 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     waiting = store.pending()
     store.close()
     assert 40 == len({item.copy.id for item in waiting}) == len({item.copy.version for item in waiting})
+
+
+VISITOR = """
+import sys
+from blowing_off.store import LocalStore, SyncRunning
+from inbetweenies.replica import copy_of
+from tests.support import entity
+store = LocalStore(sys.argv[1])
+store.write([copy_of(entity(sys.argv[2], store.mint(1, "ann")))])
+try:
+    with store.syncing():
+        print("may sync")
+except SyncRunning:
+    print("may not sync")
+store.close()
+"""
+
+
+def visit(path: Path, id_: str) -> str:
+    """Another process opens the store, edits, tries to sync, and closes it as if it were the last one."""
+    command = [sys.executable, "-c", VISITOR, str(path), id_]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_store_that_is_opened_twice_by_one_process_is_still_held_against_others(tmp_path: Path) -> None:
+    path = tmp_path / "home.db"
+    one = LocalStore(path)
+    one.write([copy_of(entity("a", one.mint(NOW, "ann")))])
+    LocalStore(path).close()
+
+    assert "may sync\n" == visit(path, "b")
+
+    # Had it taken itself for the last one, this would go into a log that is no longer there.
+    one.write([copy_of(entity("c", one.mint(NOW, "ann")))])
+    visit(path, "d")
+    again = LocalStore(path)
+    waiting = [item.copy.id for item in again.pending()]
+    again.close()
+    one.close()
+
+    assert ["a", "b", "c", "d"] == waiting
+
+
+def test_a_sync_that_was_refused_here_does_not_let_another_process_sync(tmp_path: Path) -> None:
+    path = tmp_path / "home.db"
+    one, other = LocalStore(path), LocalStore(path)
+    with one.syncing():
+        with pytest.raises(SyncRunning), other.syncing():
+            pass
+
+        assert "may not sync\n" == visit(path, "a")
+    one.close()
+    other.close()
 
 
 def test_only_one_sync_at_a_time(tmp_path: Path) -> None:

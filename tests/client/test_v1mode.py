@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from blowing_off import BadAnswer, BlowingOffClient, Refused, Unreachable
+from blowing_off import BadAnswer, BlowingOffClient, Unreachable
 from blowing_off.transport import refused
+from inbetweenies.errors import NoCommonVersion, UnsupportedVersion, VersionDisabled, VersionRefused
 from inbetweenies.model import format_time, parse_time
+from inbetweenies.offers import VersionPolicy
 from tests.client.test_client import Clock, Deployed, Home, client_of, content, names, same
 from tests.support import NOW, SECOND
 
@@ -429,9 +431,10 @@ async def test_the_time_that_a_v1_server_told_means_nothing_in_v2() -> None:
         refused(401),
         refused(503),
         refused(500),
-        refused(400, b'{"detail":"Unsupported protocol version"}'),
-        refused(400, b'{"supported":["inbetweenies-v2","inbetweenies-v1"]}'),
-        refused(400, b'{"supported":["inbetweenies-v7"]}'),
+        refused(400),
+        refused(400, b'{"detail":"Unsupported protocol version, or something like it"}'),
+        refused(422, b'{"detail":"Unsupported protocol version"}'),
+        refused(503, b'{"supported":["inbetweenies-v1"]}'),
         Unreachable("no answer"),
         BadAnswer(expected="JSON", got="an HTML page"),
     ],
@@ -455,6 +458,34 @@ async def test_no_other_failure_lowers_the_wire_version(error: Exception) -> Non
     assert ["/api/v1/sync/"] == paths
 
 
+@pytest.mark.parametrize(
+    ("told", "kind", "paths"),
+    [
+        (b'{"supported":["inbetweenies-v2","inbetweenies-v1"]}', UnsupportedVersion, ["/api/v1/sync/"]),
+        (b'{"supported":["inbetweenies-v7"]}', NoCommonVersion, ["/api/v1/sync/"]),
+        (b'{"detail":"Unsupported protocol version"}', UnsupportedVersion, ["/api/v1/sync/", "/api/v1/sync/request"]),
+    ],
+)
+async def test_a_server_that_speaks_nothing_of_ours_is_told_so(told: bytes, kind: type, paths: list[str]) -> None:
+    asked = []
+
+    class Mouth:
+        async def post(self, path: str, body: bytes) -> bytes:
+            asked.append(path)
+            raise refused(400, told)
+
+        async def get(self, path: str) -> bytes:
+            raise refused(404)
+
+    ann = client_of(Mouth())
+    await ann.add("device", "Lamp")
+    with pytest.raises(VersionRefused, match="What waits here is kept") as caught:
+        await ann.sync()
+
+    assert (kind, paths, 1) == (type(caught.value), asked, len(await ann.pending()))
+    assert str(caught.value) == (await ann.status()).last_error
+
+
 @pytest.mark.parametrize("answer", [b"{}", b'{"type":"login"}', b"[]", b'{"type":"sync_result"}', b"\xff"])
 async def test_a_server_that_understands_neither_is_told_so(answer: bytes) -> None:
     class Mouth:
@@ -475,11 +506,11 @@ async def test_a_server_that_understands_neither_is_told_so(answer: bytes) -> No
 
 async def test_a_client_that_was_told_to_speak_v2_only_does(home: Home) -> None:
     without_v2(home)
-    ann = client_of(home, versions=(V2,))
-    with pytest.raises(Refused) as caught:
+    ann = client_of(home, versions=VersionPolicy.exact(V2))
+    with pytest.raises(VersionDisabled, match="switched off there for now") as caught:
         await ann.sync()
 
-    assert (V1,) == caught.value.supported
+    assert ((V1,), V2, "server") == (caught.value.supported, caught.value.requested, caught.value.side)
     assert [V2] == [ask["protocol_version"] for ask in home.asked]
 
 

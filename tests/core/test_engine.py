@@ -330,8 +330,26 @@ def test_a_clock_that_steps_back_never_moves_a_stamp_back() -> None:
         server.now = NOW - n * SECOND
         stamps.append(server.push(entity(f"x{n}", "v")).head.stamp)
 
-    # One is left out between commits, so that their rows can be told apart.
-    assert [NOW, NOW + 2, NOW + 4, NOW + 6] == stamps
+    assert [NOW, NOW + 1_000, NOW + 2_000, NOW + 3_000] == stamps
+
+
+def test_commits_are_milliseconds_apart_and_rows_of_one_are_not() -> None:
+    server = Server()
+    server.now = NOW + 999
+    first = server.push(entity("a", "v"), entity("b", "v")).head.stamp
+    second = server.push(entity("c", "v"), entity("d", "v")).head.stamp
+
+    assert [NOW + 1_000, NOW + 2_001] == [first, second]
+
+
+def test_stamps_tell_commits_apart_where_a_millisecond_ends() -> None:
+    """Less its seq, a stamp is one number for the rows of a commit, and greater in the next."""
+    server = Server()
+    heads = []
+    for server.now in (NOW + 999, NOW + 1_000):
+        heads.append(server.push(entity(f"x{server.now}", "v")).head)
+
+    assert [NOW + 998, NOW + 999] == [head.stamp - head.seq for head in heads]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(-400, 400), st.booleans()), max_size=8))

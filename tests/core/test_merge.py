@@ -12,7 +12,8 @@ from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
 from inbetweenies import merge
-from inbetweenies.limits import canonical
+from inbetweenies.engine import check_entity
+from inbetweenies.limits import Limits, canonical
 from inbetweenies.merge import Side
 from inbetweenies.model import Entity, Row, body_of, make_version
 
@@ -164,6 +165,15 @@ def test_the_version_of_a_merge_is_a_function_of_its_parents() -> None:
     assert merge.merge_version(one, other, "ann") != merge.merge_version(one, side(3, "v-4"), "ann")
 
 
+def test_the_version_of_a_merge_is_a_name_whatever_its_writer_is_called() -> None:
+    version = merge.merge_version(
+        side(0, make_version(0, 0, "a")), side(1, make_version(1, 0, "b")), "a\n\x00\x7f\u2028" + "é" * 1_000
+    )
+
+    assert "-000000-a???\u2028é" in version
+    assert check_entity(entity({}, version=version), "", Limits()) is None
+
+
 def row(version: str, seq: int, *parents: str) -> Row:
     value = replace(entity({}, version=version), parent_versions=parents)
     empty: dict[str, Any] = {"until": None, "stamp": seq, "edit": 0, "timed": True, "rise": 0, "born": 0}
@@ -179,7 +189,8 @@ def row(version: str, seq: int, *parents: str) -> Row:
 )
 def test_the_base_is_the_newest_row_that_both_descend_from(parents: tuple[str, ...], expected: str | None) -> None:
     rows = {item.version: item for item in (row("a", 1), row("b", 2, "a"), row("c", 3, "b"), row("d", 4, "c"))}
-    base = merge.merge_base(parents, rows)
+    history = {version: item.entity().parent_versions for version, item in rows.items()}
+    base = merge.merge_base(merge.ancestors(parents, history), rows)
 
     assert expected == (base and base.version)
 

@@ -11,8 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbetweenies import negotiation
-from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, RemoteProtocolError, VersionRefused
-from inbetweenies.negotiation import GREASE, Choice, Registry, choose
+from inbetweenies.errors import (
+    PROBLEM_BYTES_MAX,
+    LocalProtocolError,
+    NoCommonVersion,
+    RemoteProtocolError,
+    UnsupportedVersion,
+    VersionDisabled,
+    VersionRefused,
+)
+from inbetweenies.negotiation import GREASE, Choice, negotiate
+from inbetweenies.registry import Registry
 
 V1, V2, V3, V7 = (f"inbetweenies-v{n}" for n in (1, 2, 3, 7))
 BOTH = Registry(accepted=(V2, V1), fallback=V1, missing=V1)
@@ -20,7 +29,7 @@ BOTH = Registry(accepted=(V2, V1), fallback=V1, missing=V1)
 
 def code_of(requested: str | None, offer: tuple[str, ...] | None, registry: Registry, *, writes: bool = False) -> str:
     try:
-        return choose(requested, offer, has_changes=writes, registry=registry).served
+        return negotiate(requested, offer, has_changes=writes, registry=registry).served
     except VersionRefused as error:
         assert registry.accepted == error.supported
         return error.code
@@ -31,18 +40,18 @@ def test_an_accepted_version_is_served_whatever_else_is_offered(writes: bool) ->
     for offer in (None, (), (V7,), (V1, V2)):
         expected = Choice(served=V2, requested=V2, source="exact")
 
-        assert expected == choose(V2, offer, has_changes=writes, registry=BOTH)
+        assert expected == negotiate(V2, offer, has_changes=writes, registry=BOTH)
 
 
 def test_a_body_without_a_version_is_what_the_registry_says() -> None:
-    assert Choice(served=V1, requested=None, source="default") == choose(None, None, has_changes=True, registry=BOTH)
+    assert Choice(served=V1, requested=None, source="default") == negotiate(None, None, has_changes=True, registry=BOTH)
     assert "version_required" == code_of(None, None, Registry(accepted=(V2,), fallback=V1, missing=None))
     assert "version_required" == code_of(None, None, Registry(accepted=(V2,), missing=V1))
 
 
 def test_a_bare_unknown_version_falls_back_strictly_if_it_writes() -> None:
-    read = choose(V7, None, has_changes=False, registry=BOTH)
-    write = choose(V7, None, has_changes=True, registry=BOTH)
+    read = negotiate(V7, None, has_changes=False, registry=BOTH)
+    write = negotiate(V7, None, has_changes=True, registry=BOTH)
 
     assert (V1, "fallback", True, False) == (read.served, read.source, read.read_only, read.strict)
     assert (V1, "fallback", False, True) == (write.served, write.source, write.read_only, write.strict)
@@ -79,13 +88,13 @@ def test_a_disabled_version_is_never_read_as_another_one() -> None:
     assert "version_disabled" == code_of(V2, None, registry)
     assert "version_disabled" == code_of(V2, (V1,), registry, writes=True)
     assert V1 == code_of(V2, (V2, V1), registry)
-    assert choose(V2, (V1,), has_changes=False, registry=registry).read_only
+    assert negotiate(V2, (V1,), has_changes=False, registry=registry).read_only
 
 
 def test_a_retired_version_is_gone_for_good() -> None:
     registry = Registry(accepted=(V2,), retired=frozenset({V1}), fallback=V1, missing=V1)
     with pytest.raises(VersionRefused) as caught:
-        choose(V1, (V2,), has_changes=False, registry=registry)
+        negotiate(V1, (V2,), has_changes=False, registry=registry)
 
     assert ("version_retired", 410, "never") == (caught.value.code, caught.value.status, caught.value.retry)
 
@@ -132,7 +141,14 @@ def test_a_name_is_printable_ascii_of_at_most_64_characters(value: object) -> No
 @given(st.text(), st.text(), st.text(), st.text())
 def test_a_problem_is_small_and_reads_back(code: str, expected: str, got: str, pointer: str) -> None:
     refused = VersionRefused(
-        code=code or "x", expected=expected * 50, got=got * 50, pointer=pointer * 50, requested=V7, supported=(V2, V1)
+        code=code or "x",
+        expected=expected * 50,
+        got=got * 50,
+        pointer=pointer * 50,
+        requested=V7,
+        supported=(V2, V1),
+        registry_revision="1-abcdef01",
+        docs="https://example.org/compat",
     )
     plain = RemoteProtocolError(code="malformed_body", expected=expected * 50, got=got * 50, pointer=pointer * 50)
     for error in (refused, plain):
@@ -146,7 +162,7 @@ def test_a_problem_is_small_and_reads_back(code: str, expected: str, got: str, p
 
 def test_a_problem_of_a_version_speaks_as_deployed_servers_do() -> None:
     with pytest.raises(VersionRefused) as caught:
-        choose(V7, (V3,), has_changes=False, registry=BOTH)
+        negotiate(V7, (V3,), has_changes=False, registry=BOTH)
     told = negotiation.problem(caught.value)
 
     assert "Unsupported protocol version" == told["detail"]
@@ -156,19 +172,25 @@ def test_a_problem_of_a_version_speaks_as_deployed_servers_do() -> None:
     assert "PROTOCOL_VERSION_MISMATCH" == told["error"]["code"]
 
 
-def test_a_problem_with_long_versions_still_fits() -> None:
+@pytest.mark.parametrize(("size", "width"), [(10, 15), (10, 64), (100, 64), (200, 64)])
+def test_a_problem_tells_as_many_versions_as_fit(size: int, width: int) -> None:
     error = VersionRefused(
         code="no_common_version",
-        expected="e" * 200,
-        got="g" * 200,
-        pointer="p" * 200,
+        expected="e" * size,
+        got="g" * size,
+        pointer="p" * size,
         requested="r" * 64,
-        supported=tuple(f"{n:064}" for n in range(40)),
+        supported=tuple(f"{n:0{width}}" for n in range(60)),
+        registry_revision="9" * 32,
+        docs="d" * 100 if size < 200 else None,
     )
     told = negotiation.problem(error)
+    names = len(told["supported"])
+    size = len(msgspec.json.encode(told))
 
-    assert len(msgspec.json.encode(told)) <= PROBLEM_BYTES_MAX
-    assert list(error.supported[:2]) == told["supported"]
+    assert list(error.supported[:names]) == told["supported"]
+    assert names > 0
+    assert PROBLEM_BYTES_MAX - width - 3 <= size <= PROBLEM_BYTES_MAX
 
 
 @pytest.mark.parametrize(
@@ -178,3 +200,49 @@ def test_a_problem_with_long_versions_still_fits() -> None:
 def test_json_types_are_called_what_json_calls_them(value: object, name: str) -> None:
     assert name == negotiation.json_type(value)
     assert "something else" == negotiation.json_type(object())
+
+
+def test_whoever_could_be_served_better_is_told_so() -> None:
+    soft = Registry(accepted=(V2, V1), offered=(V1,), fallback=V1)
+
+    assert [False, False, True, False, False] == [
+        negotiate(name, offer, has_changes=False, registry=BOTH).better
+        for name, offer in ((V1, None), (V1, (V1,)), (V1, (V1, V2)), (V2, (V1, V2)), (V1, (V7,)))
+    ]
+    assert negotiate(V2, (V2, V1), has_changes=True, registry=soft).better
+    assert (V1,) == soft.supported
+
+
+def test_a_body_without_a_version_is_not_read_in_one_that_it_does_not_offer() -> None:
+    assert "version_required" == code_of(None, (V2,), BOTH)
+    assert V1 == code_of(None, (V2, V1), BOTH)
+
+
+def test_a_disabled_version_without_a_fallback_is_refused_to_readers_too() -> None:
+    registry = Registry(accepted=(V3, V1), disabled=frozenset({V2}))
+
+    assert "version_disabled" == code_of(V2, (V3, V1), registry)
+
+
+def test_what_is_refused_tells_what_is_offered_and_what_was_in_force() -> None:
+    registry = Registry(accepted=(V3, V2, V1), offered=(V2,), revision="7-ab", docs="https://example.org/compat")
+    with pytest.raises(VersionRefused) as caught:
+        negotiate(V7, None, has_changes=False, registry=registry)
+    told = negotiation.problem(caught.value)
+
+    assert ([V2], "7-ab", "https://example.org/compat") == (
+        told["supported"],
+        told["registry_revision"],
+        told["docs"],
+    )
+
+
+def test_each_refusal_has_its_error() -> None:
+    off = Registry(accepted=(V1,), disabled=frozenset({V2}))
+    found = []
+    for requested, offer in ((V7, None), (V7, (V7,)), (V2, None), (None, None)):
+        with pytest.raises(VersionRefused) as caught:
+            negotiate(requested, offer, has_changes=False, registry=off)
+        found.append(type(caught.value))
+
+    assert [UnsupportedVersion, NoCommonVersion, VersionDisabled, VersionRefused] == found

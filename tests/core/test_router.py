@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inbetweenies import ProtocolFallback, RemoteProtocolError, V1ProtocolHandler, V2ProtocolHandler
+from inbetweenies.census import Sighting
 from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy
-from inbetweenies.model import Context
+from inbetweenies.exchange import RegistryChanged, Reply
+from inbetweenies.model import Context, Reads
+from inbetweenies.registry import Decision, Decisions, document_of
 from inbetweenies.router import ProtocolHandler
 from inbetweenies.stores.memory import MemoryStore
+from inbetweenies.testing.store_tests import read
 from inbetweenies.wire import load
 from tests.support import NOW, at, run
 
@@ -283,6 +287,16 @@ def test_a_header_must_agree_with_the_body(header: str, code: str | None) -> Non
     assert code == msgspec.json.decode(reply.body).get("code")
 
 
+@pytest.mark.parametrize("named", [b"1E400", b'"\\ud800"', b'["\\ud800"]', b"9" * 200])
+@pytest.mark.parametrize("key", [b"protocol_version", b"supported_versions"])
+def test_a_version_that_the_decoder_only_finds_wrong_when_it_looks_again_is_refused(key: bytes, named: bytes) -> None:
+    body = b'{"protocol_version":"inbetweenies-v7","%s":%s}' % (key, named)
+    reply = run(Peer().fallback.handle(body, context=CONTEXT))
+
+    assert 400 == reply.status
+    assert msgspec.json.decode(reply.body)["code"] in ("malformed_body", "malformed_version")
+
+
 def test_a_header_alone_names_the_version() -> None:
     body = dict(V2_READ)
     del body["protocol_version"]
@@ -369,3 +383,206 @@ def test_a_handler_of_no_wire_version_is_a_mistake_of_the_caller() -> None:
 def test_the_newest_version_is_the_best() -> None:
     assert [V2, V1] == list(load())
     assert (V2, V1) == ProtocolFallback().registry.accepted
+
+
+# --- what an operator decided -------------------------------------------------------------------------------------
+
+
+def decided(**states: Any) -> bytes:
+    """The document that puts v1, v2... into these states."""
+    return document_of(
+        Decisions(versions={f"inbetweenies-{name}": Decision(state=state) for name, state in states.items()})
+    )
+
+
+class Operator:
+    """A fallback over a store whose decisions are changed from outside, as by another process."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.fallback = ProtocolFallback(self.store, clock=lambda: NOW)
+
+    def decide(self, **states: Any) -> None:
+        revision = run(self.store.document("registry")).revision
+        assert run(self.store.put_document("registry", decided(**states), revision=revision))
+
+    def handle(self, body: Any, **more: Any) -> tuple[Reply, dict[str, Any]]:
+        reply = run(self.fallback.handle(msgspec.json.encode(body), context=CONTEXT, **more))
+        return reply, msgspec.json.decode(reply.body)
+
+
+def test_what_is_decided_in_the_store_holds_for_the_next_request() -> None:
+    peer = Operator()
+    assert 200 == peer.handle(V2_PUSH)[0].status
+
+    peer.decide(v2="disabled")
+    off, told = peer.handle(V2_PUSH)
+    peer.decide(v2="deployed")
+    on, _ = peer.handle(V2_PUSH)
+
+    assert (400, "version_disabled", [V1]) == (off.status, told["code"], told["supported"])
+    assert told["registry_revision"].startswith("1-")
+    assert 200 == on.status
+    assert peer.fallback.registry.revision.startswith("2-")
+
+
+def test_no_write_commits_in_a_version_that_was_switched_off_before_its_transaction() -> None:
+    peer = Operator()
+    routed = peer.fallback.route(msgspec.json.encode(V2_PUSH))
+    peer.decide(v2="disabled")
+
+    with pytest.raises(RegistryChanged):
+        run(routed.handler.serve(routed.message, CONTEXT, routed.negotiation, routed.decided))
+
+    assert 0 == run(read(peer.store, "default", Reads())).head.seq
+
+
+def test_who_was_on_the_way_when_a_version_was_switched_off_is_answered_by_what_is_in_force() -> None:
+    peer = Operator()
+    route = peer.fallback.route
+
+    def switch_off(body: bytes, asked: Any) -> Any:
+        routed = route(body, asked)
+        peer.fallback.route = route  # type: ignore[method-assign]
+        peer.decide(v2="disabled")
+        return routed
+
+    peer.fallback.route = switch_off  # type: ignore[method-assign, assignment]
+
+    reply, told = peer.handle(V2_PUSH)
+
+    assert (400, "version_disabled") == (reply.status, told["code"])
+    assert 0 == run(read(peer.store, "default", Reads())).head.seq
+
+
+def test_an_operator_who_never_rests_is_told_as_unavailable() -> None:
+    peer = Operator()
+    route = peer.fallback.route
+
+    def change(body: bytes, asked: Any) -> Any:
+        routed = route(body, asked)
+        peer.decide(v1="offered")
+        return routed
+
+    peer.fallback.route = change  # type: ignore[method-assign, assignment]
+    reply, told = peer.handle(V2_READ)
+
+    assert (503, "unavailable") == (reply.status, told["code"])
+
+
+def test_decisions_that_cannot_be_read_stop_the_server_and_change_nothing() -> None:
+    peer = Operator()
+    peer.handle(V2_READ)
+    assert run(peer.store.put_document("registry", b"{", revision=0))
+    reply, _ = peer.handle(V2_PUSH)
+
+    assert 503 == reply.status
+    assert (V2, V1) == peer.fallback.registry.accepted
+
+
+def test_what_only_the_store_knows_is_learnt_by_asking_it() -> None:
+    peer = Operator()
+    peer.decide(v2="accepted")
+
+    assert run(peer.fallback.refresh())
+    assert not run(peer.fallback.refresh())
+    assert ((V2, V1), (V1,)) == (peer.fallback.registry.accepted, peer.fallback.registry.supported)
+
+
+def test_whoever_offers_what_is_preferred_here_is_told_once_more_where_to_go() -> None:
+    peer = Operator()
+    told = peer.handle({"protocol_version": V1, "client_id": "c", "supported_versions": [V2, V1]})[1]
+    quiet = peer.handle({"protocol_version": V2, "supported_versions": [V2, V1], **V2_READ})[1]
+
+    assert ("sync_delta", "exact", [V2, V1]) == (
+        told["type"],
+        told["negotiation"]["source"],
+        told["negotiation"]["supported"],
+    )
+    assert "negotiation" not in quiet
+
+
+def test_a_header_offers_where_the_body_does_not() -> None:
+    peer = Operator()
+    unknown = V2_READ | {"protocol_version": V7}
+    by_header = peer.handle(unknown, accept=f"{V7}, {V2} ,{V1}")[0]
+    by_body = peer.handle(unknown | {"supported_versions": [V1]}, accept=V2)[0]
+    malformed, told = peer.handle(unknown, accept=f"{V2},")
+
+    assert (V2, V1) == (by_header.served, by_body.served)
+    assert (400, "malformed_version") == (malformed.status, told["code"])
+
+
+# --- what the census sees -----------------------------------------------------------------------------------------
+
+OFF = {"disabled": {V2}, "retired": {"inbetweenies-v0"}}
+APP = {"client": {"name": "app", "version": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "body", "expected"),
+    [
+        ({}, V2_READ, Sighting(version=V2, release="curl/8", served=V2)),
+        ({}, V2_READ | APP, Sighting(version=V2, release="app/1", served=V2)),
+        ({}, V2_READ | {"client": 7}, Sighting(version=V2, release="curl/8", served=V2)),
+        ({}, V2_READ | {"client": "x" * 600}, Sighting(version=V2, release="curl/8", served=V2)),
+        ({}, V2_PUSH, Sighting(version=V2, release="curl/8", served=V2, wrote=True)),
+        (
+            {},
+            V2_READ | {"supported_versions": [V7, V1, V2]},
+            Sighting(version=V2, release="curl/8", served=V2, offers=(V2, V1)),
+        ),
+        ({}, {"client_id": "c"}, Sighting(version="missing", release="curl/8", served=V1)),
+        ({}, V2_READ | {"protocol_version": V7}, Sighting(version="unknown", release="curl/8", served=V1)),
+        ({}, V2_READ | {"protocol_version": GREASE}, Sighting(version="grease", release="curl/8", served=V1)),
+        ({}, V2_PUSH | {"protocol_version": V7}, Sighting(version="unknown", release="curl/8")),
+        ({}, V2_READ | {"protocol_version": None}, Sighting(version="null", release="curl/8")),
+        ({}, V2_READ | {"protocol_version": 7} | APP, Sighting(version="malformed", release="app/1")),
+        ({}, V2_READ | {"supported_versions": 7}, Sighting(version="malformed", release="curl/8")),
+        ({"missing": None}, {"client_id": "c"}, Sighting(version="missing", release="curl/8")),
+        ({}, V2_READ | {"sync_type": 7}, Sighting(version=V2, release="curl/8")),
+        ({}, [], Sighting(version="malformed", release="curl/8")),
+        (OFF, V2_PUSH, Sighting(version="disabled", release="curl/8")),
+        (OFF, V2_READ | {"protocol_version": "inbetweenies-v0"}, Sighting(version="retired", release="curl/8")),
+        (
+            OFF,
+            V2_READ | {"supported_versions": [V2, V1]},
+            Sighting(version="disabled", release="curl/8", served=V1, offers=(V1,)),
+        ),
+    ],
+)  # fmt: skip
+def test_each_request_is_counted_under_what_it_asked_for(settings: Any, body: Any, expected: Sighting) -> None:
+    fallback = ProtocolFallback(MemoryStore(), clock=lambda: NOW, **settings)
+    reply = run(fallback.handle(msgspec.json.encode(body), context=CONTEXT, agent="curl/8"))
+
+    assert expected == reply.sighting
+
+
+def test_what_is_no_client_is_counted_as_nobody() -> None:
+    body = msgspec.json.encode(V2_READ)[:-1] + b',"client":{"name":1e999}}'
+
+    assert (
+        Sighting(version=V2, release="unknown", served=V2)
+        == run(ProtocolFallback().handle(body, context=CONTEXT)).sighting
+    )
+
+
+def test_where_nothing_is_served_nothing_is_counted() -> None:
+    fallback = ProtocolFallback(disabled={V1, V2})
+
+    assert None is run(fallback.handle(b"{", context=CONTEXT)).sighting
+    with pytest.raises(LocalProtocolError):
+        run(fallback.handle(msgspec.json.encode(V2_READ), context=CONTEXT))
+
+
+def test_two_versions_in_one_request_are_counted_as_a_conflict() -> None:
+    reply = run(ProtocolFallback().handle(msgspec.json.encode(V2_READ), context=CONTEXT, header=V1))
+
+    assert Sighting(version="conflict", release="unknown") == reply.sighting
+
+
+def test_a_refusal_says_which_version_it_is_about() -> None:
+    fallback = ProtocolFallback(retired={"inbetweenies-v0"})
+    body = msgspec.json.encode(V2_READ | {"protocol_version": "inbetweenies-v0"})
+
+    assert "inbetweenies-v0" == run(fallback.handle(body, context=CONTEXT)).about

@@ -11,8 +11,12 @@ import os
 import subprocess
 import sys
 import time
+from typing import Final
 
 from tests.deep.stages import STAGES, Stage
+
+#: What a test prints in front of what it counted.
+FIGURES: Final = "figures: "
 
 
 def main() -> int:
@@ -37,10 +41,13 @@ def _run(name: str, stage: Stage, scale: float) -> bool:
         return _figures(name, [part.format(count=count) for part in stage.command])
     each = max(1, count // stage.shared_by)
     environment = os.environ | {"HYPOTHESIS_PROFILE": "deep", "DEEP_EXAMPLES": str(each)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *stage.tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "-rP", *stage.tests]
     began = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began
+    for line in done.stdout.splitlines():
+        if line.startswith(FIGURES):
+            print(f"{name}: {line.removeprefix(FIGURES)}")
     print(f"{name}: {'ok' if done.returncode == 0 else 'FAILED'}, {count:,} in {seconds:.0f} s", flush=True)
     if done.returncode != 0:
         print(done.stdout[-6000:], done.stderr[-2000:])

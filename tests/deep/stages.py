@@ -17,6 +17,9 @@ class Stage(Struct, frozen=True):
     command: tuple[str, ...] = ()
 
 
+_STORM: Final = "tests/storm/"
+NEGOTIATION: Final = 12_177_792  # all there are: 31 offers, 1,023 registries, 8 hints, 12 first answers, 4 bodies
+
 _LENS: Final = "tests/wire/test_v1_lens.py::"
 
 STAGES: Final = {
@@ -50,7 +53,55 @@ STAGES: Final = {
         3_000,
         command=("-m", "tests.fleet.mutants", "--runs", "{count}"),
     ),
+    "fuzz": Stage(
+        "{count} times twenty mutated messages to a server in memory", 20_000, 1, ("tests/hostile/test_fuzz.py",)
+    ),
+    "negotiation": Stage(
+        "{count} clients before servers of five versions, every one there is",
+        NEGOTIATION,
+        1,
+        ("tests/deep/negotiation.py",),
+    ),
+    "updates": Stage(
+        "{count} histories of a client among enemies, 100 steps each",
+        5_000,
+        1,
+        ("tests/updates/test_decide.py::test_any_enemies",),
+    ),
+    "formats": Stage(
+        "{count} stores taken from format to format and edited in between",
+        2_000,
+        1,
+        ("tests/client/test_migration.py::test_no_write_is_lost_however_often_the_format_changes",),
+    ),
     "gate": Stage(
         "{count} bodies against a plain reading of the gate's rules", 100_000, 10, ("tests/core/test_limits.py",)
     ),
+    "kill-server": Stage(
+        "{count} kills of a server under a storm of pushes", 200, 1, (_STORM + "test_kill_server.py",)
+    ),
+    "kill-client": Stage("{count} kills of clients that edit and sync", 200, 1, (_STORM + "test_kill_client.py",)),
+    "io-errors": Stage(
+        "{count} faults at every step of every request, call and opening",
+        40,  # every code in every mode
+        1,
+        tuple(
+            _STORM + name for name in ("test_io_errors.py", "test_io_errors_client.py", "test_io_errors_elsewhere.py")
+        ),
+    ),
+    "real-faults": Stage(
+        "storage that really fails, at {count} times as many places",
+        20,
+        1,
+        (_STORM + "test_real_faults.py", _STORM + "fsyncs.py"),
+    ),
+    "overlap": Stage("{count} pushes of each kind, eight times at once", 300, 1, (_STORM + "test_overlap.py",)),
+    "concurrent": Stage(
+        "{count} rows by eight writers beside eight readers", 100_000, 1, (_STORM + "test_concurrent.py",)
+    ),
+    "live": Stage(
+        "{count} live devices that see one another, over a server that is killed", 50, 1, (_STORM + "test_live.py",)
+    ),
+    "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
+    "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

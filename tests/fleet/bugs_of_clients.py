@@ -154,9 +154,9 @@ def unmatched_replies(patch: Patch) -> None:
 
 def login_page_believed(patch: Patch) -> None:
     """Whatever comes with a status of success is an answer; one that cannot be read says nothing new."""
-    real = fleet_clients.ModernV2.absorb
+    real = fleet_clients.ModernV2.take_in
 
-    def absorb(self: Any, answer: bytes) -> str:
+    def take_in(self: Any, answer: bytes) -> str:
         try:
             return real(self, answer)
         except NoAnswer:
@@ -165,17 +165,17 @@ def login_page_believed(patch: Patch) -> None:
                     image.pending.pop(item.n, None)
             return ""
 
-    patch.setattr(fleet_clients.ModernV2, "absorb", absorb)
+    patch.setattr(fleet_clients.ModernV2, "take_in", take_in)
 
 
 def any_wire_believed(patch: Patch) -> None:
     """An answer in another wire version than was asked for is taken for one."""
-    real = fleet_base.read_json
+    real = fleet_base.JsonClient.read_json
 
-    def read_json(answer: bytes, version: str) -> Any:
-        return real(answer.replace(b'"protocol_version":"inbetweenies-v1"', b'"was":0'), version)
+    def read_json(self: Any, answer: bytes) -> Any:
+        return real(self, answer.replace(b'"protocol_version":"inbetweenies-v1"', b'"was":0'))
 
-    patch.setattr(fleet_clients, "read_json", read_json)
+    patch.setattr(fleet_base.JsonClient, "read_json", read_json)
 
 
 def refused_is_forgotten(patch: Patch) -> None:

@@ -5,7 +5,8 @@ The product has no seam for them. Each docstring says what the bug is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
-from inbetweenies import engine, exchange, merge, model, negotiation, router
+from inbetweenies import engine, exchange, merge, model, negotiation, registry, router
 from inbetweenies.errors import RemoteProtocolError, StoreError
 from inbetweenies.limits import canonical
 from inbetweenies.model import Plan, Reads, Row, SyncRequest, SyncResponse
@@ -174,19 +175,28 @@ def unknown_writes_taken(patch: Patch) -> None:
 def ack_before_commit(patch: Patch) -> None:
     """The answer is made before the commit, and is given even if the commit fails."""
 
-    async def serve(wire: Any, message: Any, *, store: Any, context: Any, limits: Any, policy: Any,
-                    negotiation: Any = UNSET) -> bytes:  # fmt: skip
-        body: bytes | None = None
-        try:
-            async with store.transaction(context.graph, write=wire.writes(message)) as tx:
-                request = await exchange.run(wire.up(message, context, limits), tx)
-                response = await exchange.run(engine.serve(request, context, limits, policy), tx)
-                body = await exchange.run(wire.down(message, response, context, limits, negotiation), tx)
-        except StoreError:
-            if body is None:
-                raise
-        assert body is not None
-        return body
+    real = exchange.serve
+
+    class Store:
+        """Hands on what is asked of it, and swallows that the end of a transaction fails."""
+
+        def __init__(self, store: Any) -> None:
+            self.store = store
+
+        @asynccontextmanager
+        async def transaction(self, graph: str, *, write: bool) -> AsyncIterator[Any]:
+            left = False
+            try:
+                async with self.store.transaction(graph, write=write) as tx:
+                    yield tx
+                    left = True
+            except StoreError:
+                if not left:
+                    raise
+
+    async def serve(*rest: Any, store: Any, **named: Any) -> bytes:
+        swallowing: Any = Store(store)
+        return await real(*rest, store=swallowing, **named)
 
     patch.setattr(exchange, "serve", serve)
 
@@ -494,11 +504,11 @@ def refused_edge_acked(patch: Patch) -> None:
     """An edge whose end is not there yet is acknowledged, and forgotten."""
     real = engine._Work.refuse
 
-    def refuse(self: Any, id_: str, version: str, code: str, *rest: Any) -> None:
-        if code == "unknown_endpoint":
-            self.ack("edge", id_, version, "dup")
+    def refuse(self: Any, kind: Any, id_: str, refusal: Any) -> None:
+        if refusal.code == "unknown_endpoint":
+            self.ack(kind, id_, refusal.version, "dup")
         else:
-            real(self, id_, version, code, *rest)
+            real(self, kind, id_, refusal)
 
     patch.setattr(engine._Work, "refuse", refuse)
 
@@ -508,12 +518,12 @@ def refused_edge_acked(patch: Patch) -> None:
 
 def disabled_is_unknown(patch: Patch) -> None:
     """A version that is switched off is treated as one that nobody has heard of, and falls back."""
-    real = negotiation.choose
+    real = negotiation.negotiate
 
-    def choose(requested: Any, offer: Any, *, has_changes: bool, registry: Any) -> Any:
+    def negotiate(requested: Any, offer: Any, *, has_changes: bool, registry: Any) -> Any:
         return real(requested, offer, has_changes=has_changes, registry=replace(registry, disabled=frozenset()))
 
-    patch.setattr(router, "choose", choose)
+    patch.setattr(router, "negotiate", negotiate)
 
 
 def unknown_reads_refused(patch: Patch) -> None:
@@ -530,12 +540,12 @@ def fallback_untold(patch: Patch) -> None:
 
 def flag_ignored(patch: Patch) -> None:
     """Switching a version off has no effect on those who use it already."""
-    real: Any = vars(router.ProtocolFallback)["registry"].fget
+    real = registry.registry_of
 
-    def registry(self: Any) -> Any:
-        return replace(real(self), accepted=tuple(sorted(self.handlers)), disabled=frozenset())
+    def registry_of(installed: Any, decisions: Any, *, disabled: Any, **named: Any) -> Any:
+        return real(installed, registry.Decisions(), **named)
 
-    patch.setattr(router.ProtocolFallback, "registry", property(registry))
+    patch.setattr(router, "registry_of", registry_of)
 
 
 def bytes_unchecked(patch: Patch) -> None:

@@ -51,7 +51,7 @@ BUGS: list[tuple[str, tuple[str, ...], set[str]]] = [
     ("no_pull_guard", ("modern",), {"2"}),
     ("digest_without_tombstones", ("modern",), {"8"}),
     ("edges_before_entities", ("modern",), {"3"}),
-    ("repeat_as_conflict", (), {"5"}),
+    ("repeat_as_conflict", (), {"4", "5"}),
     ("stale_base", ("modern", "v1"), {"6"}),
     ("since_includes", ("modern", "deployed"), {"8"}),
     ("page_end_skipped", ("modern",), {"8"}),

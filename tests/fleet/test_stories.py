@@ -47,7 +47,8 @@ class Home:
 
         return run(ask())
 
-    def push(self, client: str, *records: dict[str, Any]) -> None:
+    def push(self, client: str, *records: dict[str, Any]) -> list[dict[str, Any]]:
+        """Push records, all of which must be applied; the conflicts that are told."""
         changes = [
             {
                 "entity_type": "room" if "home_id" in record else "home",
@@ -60,6 +61,8 @@ class Home:
         ]
         answer = self.say(type="sync_push", client_id=client, changes=changes)
         assert len(records) == len(answer["applied"])
+        conflicts: list[dict[str, Any]] = answer["conflicts"]
+        return conflicts
 
 
 def home(id_: str, second: int = 0, **fields: Any) -> dict[str, Any]:
@@ -114,8 +117,9 @@ def test_a_move_that_comes_after_a_newer_one_of_its_maker_is_kept_and_moves_noth
     there.push("c", home("home"), home("cabin"), home("barn"), room())
     there.push("c", room(30, home_id="barn"))
 
-    there.push("c", room(20, home_id="cabin"))
+    conflicts = there.push("c", room(20, home_id="cabin"))
 
+    assert ["barn"] == [conflict["server_version"]["home_id"] for conflict in conflicts]
     assert "barn" == there.read("x")["room"]["home_id"]
     assert {"home", "cabin", "barn"} == there.ends("room")
 
@@ -139,6 +143,20 @@ def test_an_edit_that_comes_after_a_newer_one_of_its_maker_is_kept_and_undoes_no
 
     told = there.read("x")["home"]
     assert ("Villa", True) == (told["name"], told["is_primary"])
+
+
+def test_who_set_its_clock_back_builds_on_what_it_pushed_last() -> None:
+    there = Home()
+    there.push("c", home("home", 10))
+    there.push("d", home("home", 15, is_primary=True))
+    there.push("c", home("home", 30, name="Villa"))
+    there.push("c", home("home", 20, name="House"))
+
+    # Its clock goes back, and its name lost; but what it changes now is something else.
+    there.push("d", home("home", 35, name="Cottage", is_primary=True))
+    there.push("c", home("home", 40, name="House"))
+
+    assert ("Cottage", True) == tuple(there.read("x")["home"][field] for field in ("name", "is_primary"))
 
 
 def test_an_old_ack_confirms_nothing_even_if_it_had_nothing_to_confirm() -> None:

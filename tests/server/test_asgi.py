@@ -76,7 +76,10 @@ def checked(response: Response) -> Response:
     """What holds of every answer (PROTOCOL 2.6)."""
     headers = response.headers
     assert headers["vary"] == "Inbetweenies-Version, Inbetweenies-Accept-Versions"
-    assert V2 in headers["inbetweenies-supported-versions"].split(", ")
+    assert set(headers["inbetweenies-supported-versions"].split(", ")) & {V2, "inbetweenies-v1"}
+    assert headers["inbetweenies-version"]
+    assert headers["inbetweenies-registry-revision"]
+    assert "Inbetweenies-Registry-Revision" in headers["access-control-expose-headers"]
     assert response.status < 500 or (response.status == 503 and int(headers["retry-after"]) > 0)
     if response.status == 304:
         return response
@@ -297,7 +300,9 @@ class Spy(ProtocolFallback):
         super().__init__(MemoryStore(), clock=lambda: NOW)
         self.handed: list[tuple[bytes, Context, str, str | None]] = []
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
+    async def handle(
+        self, body: bytes, *, context: Context, path: str = "", header: str | None = None, **_: Any
+    ) -> Reply:
         self.handed.append((body, context, path, header))
         return Reply(status=200, body=b"{}", served=V2)
 
@@ -347,7 +352,7 @@ async def test_refusals_of_the_protocol_are_passed_on(site: Site) -> None:
     assert (malformed.status, malformed.json["code"]) == (400, "malformed_body")
     assert (null.status, null.json["code"]) == (400, "malformed_version")
     assert (conflict.status, conflict.json["code"]) == (400, "version_conflict")
-    assert "inbetweenies-version" not in malformed.headers
+    assert malformed.headers["inbetweenies-version"] == "none"
 
 
 async def test_an_unknown_version_without_changes_is_served_in_the_fallback(site: Site) -> None:
@@ -491,7 +496,9 @@ class Slow(ProtocolFallback):
         self.most = 0
         self.entered = asyncio.Event()
 
-    async def handle(self, body: bytes, *, context: Context, path: str = "", header: str | None = None) -> Reply:
+    async def handle(
+        self, body: bytes, *, context: Context, path: str = "", header: str | None = None, **_: Any
+    ) -> Reply:
         self.inside += 1
         self.most = max(self.most, self.inside)
         self.entered.set()
@@ -744,7 +751,7 @@ def test_a_thread_may_outlive_the_loop_that_waited_for_it(caplog: pytest.LogCapt
     asyncio.run(site.app.close())
 
     assert response.status == 503
-    assert [record for record in caplog.records if record.name != "inbetweenies.asgi.application"] == []
+    assert [record for record in caplog.records if not record.name.startswith("inbetweenies.asgi.")] == []
 
 
 async def test_a_handler_of_ones_own_may_wait_beside_a_blocking_store(tmp_path: Path) -> None:
@@ -854,8 +861,8 @@ async def test_versions_tell_the_whole_history_with_losers_as_deployed_servers_d
         "source_type": "manual",
         "user_id": "ann",
         "parent_versions": [first],
-        "created_at": "2026-06-15T09:41:02.000001",
-        "updated_at": "2026-06-15T09:41:02.000001",
+        "created_at": "2026-06-15T09:41:02.001000",
+        "updated_at": "2026-06-15T09:41:02.001000",
         "checksum": None,
         "seq": 0,
         "is_latest": True,

@@ -83,6 +83,13 @@ ASK = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         ),
         (b"POST /api/v1/sync/ HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n\r\n", 400),
         (b"GET /health HTTP/1.0\r\n\r\n", 200),
+        (b"GET /health\r\n\r\n", 400),
+        (b"GET /health HTTP/2.0\r\nhost: x\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\n\r\n", 400),
+        (ASK + b"host: y\r\n\r\n", 400),
+        (ASK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (ASK + b"transfer-encoding: Chunked\r\n\r\n0\r\n\r\n", 200),
+        (b"GET /health HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (ASK + b"upgrade: websocket\r\n\r\n", 200),
     ],
 )
@@ -93,13 +100,13 @@ def test_http_that_is_none_is_refused_and_the_connection_closed(patient: Process
     assert isinstance(json.loads(body), dict)
 
 
-def test_a_websocket_handshake_is_not_taken_up(patient: Process) -> None:
+def test_a_websocket_handshake_to_another_path_is_not_taken_up(patient: Process) -> None:
     raw = (
         b"GET /api/v1/sync/ HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade, close\r\n"
         b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
 
-    assert head(patient.exchange(raw))[0] == 405
+    assert head(patient.exchange(raw))[0] == 404
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies.errors import LocalProtocolError, StoreBusy
-from inbetweenies.model import Device, Head, Held, Kind, Reads, Row, Writes
+from inbetweenies.model import Device, Document, Head, Held, Kind, Reads, Row, Writes
 from inbetweenies.store import Store, Transaction
 from inbetweenies.stores import DeviceHints, MemoryStore, WriterGate
 from inbetweenies.testing.store_tests import StoreTests, commit, entity, everything, read, run
@@ -25,6 +25,7 @@ class ListStore:
     def __init__(self) -> None:
         self.graphs: dict[str, tuple[Head, list[Row], dict[str, Device]]] = {}
         self.hints: dict[tuple[str, str], Device] = {}
+        self.documents: dict[str, Document] = {}
 
     def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[Transaction]:
         return self.block(graph, write)
@@ -33,6 +34,7 @@ class ListStore:
     async def block(self, graph: str, write: bool) -> AsyncIterator[Transaction]:
         head, rows, devices = self.graphs.setdefault(graph, (Head(epoch="e"), [], {}))
         tx = ListTransaction(head, list(rows), dict(devices), {d: h for (g, d), h in self.hints.items() if g == graph})
+        tx.documents = dict(self.documents)
         yield tx
         if write:
             self.graphs[graph] = (tx.head, tx.rows, tx.devices)
@@ -41,12 +43,22 @@ class ListStore:
         else:
             self.hints.update({(graph, device): value for device, value in tx.told.items()})
 
+    async def document(self, name: str) -> Document:
+        return self.documents.get(name, Document())
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        if (await self.document(name)).revision != revision:
+            return False
+        self.documents[name] = Document(revision=revision + 1, body=body)
+        return True
+
     async def close(self) -> None:
         pass
 
     def copy(self) -> ListStore:
         other = ListStore()
         other.graphs = dict(self.graphs)
+        other.documents = dict(self.documents)
         return other
 
 
@@ -54,6 +66,7 @@ class ListTransaction:
     def __init__(self, head: Head, rows: list[Row], devices: dict[str, Device], hints: dict[str, Device]) -> None:
         self.head, self.rows, self.devices, self.hints = head, rows, devices, hints
         self.told: dict[str, Device] = {}
+        self.documents: dict[str, Document] = {}
 
     async def write(self, writes: Writes) -> None:
         ends = dict(writes.closed)
@@ -92,6 +105,7 @@ class ListTransaction:
             device=self.device(reads.device),
             span=tuple([row for row in seen if span.after < row.seq <= span.upto][: span.rows]) if span else (),
             listing=tuple(sorted((row.id, row.version) for row in things)) if reads.listing else (),
+            documents={name: self.documents.get(name, Document()) for name in reads.documents},
         )
 
     def chains(self) -> Iterable[tuple[int, bytes]]:

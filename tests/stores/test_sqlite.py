@@ -162,7 +162,11 @@ def test_a_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         (("CREATE TABLE recipes (name)",), "another application"),
         (("PRAGMA application_id = 7",), "another application"),
         (("PRAGMA user_version = 7",), "another application"),
-        ((f"PRAGMA application_id = {APPLICATION_ID}", "PRAGMA user_version = 2"), "schema 1; got 2"),
+        (
+            (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION + 1}"),
+            "of another release",
+        ),
+        ((f"PRAGMA application_id = {APPLICATION_ID}",), "got 0, of another release"),
     ],
 )
 def test_a_file_that_is_not_ours_is_refused_and_left_alone(path: Path, statements: tuple[str, ...], told: str) -> None:
@@ -534,6 +538,9 @@ def test_no_statement_walks_through_a_table(path: Path) -> None:
         async with store.transaction("g", write=True) as tx:
             await add(tx, entity("e1"), edge("e3", None, "e2", "e1"))
             await tx.write(Writes(device=("phone", Device())))
+            await tx.read(Reads(documents=("flags",)))
+        for revision in (0, 1):
+            await store.put_document("flags", b"", revision=revision)
 
     run(script())
     run(store.close())
@@ -546,11 +553,11 @@ def test_no_statement_walks_through_a_table(path: Path) -> None:
     steps = {step for plan in plans.values() for step in plan}
     searches = {step for step in steps if step.startswith("SEARCH")}
 
-    assert 14 <= len(plans)
-    assert [] == [step for step in steps if re.match("SCAN (log|graphs|devices)", step)]
+    assert 17 <= len(plans)
+    assert [] == [step for step in steps if re.match("SCAN (log|graphs|devices|documents)", step)]
     # Every search begins with the graph (or finds it), and none is a walk through a graph's whole log: what is asked
     # for by seq, by time or in order has seq in its key, the rest has an id or a type.
-    for step in searches:
+    for step in searches - {"SEARCH documents USING PRIMARY KEY (name=?)"}:
         assert re.search(r"\(graph=\? AND |graphs USING INDEX sqlite_autoindex_graphs_1 \(name=\?\)|rowid=\?", step)
     indexes = {match[1] for step in searches if (match := re.search(r"log USING (?:COVERING )?INDEX (\w+)", step))}
     expected = {"log_version", "log_until", "log_from", "log_to", "log_type", "log_current", "sqlite_autoindex_log_1"}
@@ -573,3 +580,49 @@ def test_a_span_of_what_is_current_does_not_visit_what_is_closed(path: Path) -> 
     run(store.close())
 
     assert counts[1] < counts[0] + 100
+
+
+# --- files of older releases --------------------------------------------------------------------------------------
+
+
+def older(path: Path) -> None:
+    """Make the file what the release with schema 1 would have made of it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE documents")
+        connection.execute("PRAGMA user_version = 1")
+
+
+def test_a_file_of_schema_1_opens_with_all_it_holds_and_can_do_what_is_new(path: Path) -> None:
+    store = SqliteStore(path)
+    run(commit(store, "g", entity("e1"), entity("e2")))
+    before = run(read(store, "g", everything(IDS)))
+    run(store.close())
+    with closing(sqlite3.connect(path)) as connection:
+        fresh = connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    older(path)
+
+    again = SqliteStore(path)
+    assert before == run(read(again, "g", everything(IDS)))
+    assert run(again.put_document("flags", b"x", revision=0))
+    run(again.close())
+    with closing(sqlite3.connect(path)) as connection:
+        assert fresh == connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
+        assert (SCHEMA_VERSION,) == connection.execute("PRAGMA user_version").fetchone()
+
+
+def test_an_upgrade_that_is_interrupted_anywhere_is_done_whole_or_not_at_all(path: Path) -> None:
+    run(SqliteStore(path).close())
+    older(path)
+    fuse = Fuse()
+
+    def whole(_: str) -> bool:
+        with closing(sqlite3.connect(path)) as connection:
+            [version] = connection.execute("PRAGMA user_version").fetchone()
+            [tables] = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'documents'").fetchone()
+        assert (version, tables) in ((1, 0), (SCHEMA_VERSION, 1))
+        return bool(version == SCHEMA_VERSION)
+
+    assert sweep(fuse, lambda: run(SqliteStore(path, on_connect=fuse.install).close()), whole) > 10
+    store = SqliteStore(path)
+    assert run(store.put_document("flags", b"x", revision=0))
+    run(store.close())

@@ -77,6 +77,17 @@ def test_a_message_is_known_by_its_path_then_its_type_then_its_changes(body: Any
     assert expected is type(decode(body, path))
 
 
+@pytest.mark.parametrize("plural", ["homes", "rooms", "accessories", "users"])
+def test_records_outside_of_a_push_are_refused_and_not_dropped(plural: str) -> None:
+    """The deployed server takes them so at the common address; a request that ignores them would lose them."""
+    body = {plural: [{"id": "r", "name": "Kitchen"}], "last_sync": None}
+
+    assert ("malformed_body", f"/{plural}") == (refused(body).code, refused(body, "/api/v1/sync/").pointer)
+    assert Read is type(decode(body, REQUEST))
+    assert Read is type(decode({"type": "sync_request"} | body))
+    assert Read is type(decode({plural: [], "last_sync": None}))
+
+
 def test_blanks_in_an_empty_list_carry_nothing() -> None:
     assert Read is type(decode(b'{"changes": [ \r\n\t ] }'))
 

@@ -823,6 +823,23 @@ def test_what_hangs_on_a_device_goes_where_that_goes() -> None:
     assert {"hub": ("delete", "h2"), "bulb": ("update", "h")} == told
 
 
+def test_what_was_deleted_with_the_last_home_is_told_as_deleted() -> None:
+    """There is no home left to name, and who is not told now will not be told when there is one again."""
+    server = Server()
+    client, other = V1Client(server), V1Client(server, "tablet")
+    house(client)
+    other.pull()
+    other.ack()
+    client.push(*({"entity_type": type_, "entity_id": id_, "operation": "delete", "data": {}} for type_, id_ in HOUSE))
+    told = other.pull(time(99))["changes"]
+
+    assert {(*key, "delete") for key in HOUSE} == {
+        (each["entity_type"], each["entity_id"], each["operation"]) for each in told
+    }
+    assert ["", "", ""] == [each["data"]["home_id"] for each in told if each["entity_type"] != "home"]
+    assert {} == client.records()
+
+
 def test_what_is_deleted_is_told_in_full_only_to_who_may_hold_it() -> None:
     server, client = acked_house()
     edited(server, "u", 9, {"deleted": True})
@@ -1037,3 +1054,14 @@ def test_the_span_of_a_delta_is_all_that_a_quiet_read_costs() -> None:
     assert [Reads, Reads, Writes] == [type(each) for each in steps]
     assert steps[1] == Reads(span=Span(after=head.seq, upto=head.seq))
     assert steps[2] == Writes(device=("v1:t:phone", Device(served=head.seq, acked=head.seq, mark="ack 0001")))
+
+
+def test_a_move_that_does_not_say_when_it_was_made_is_made() -> None:
+    server = Server()
+    client = V1Client(server)
+    house(client)
+    client.push(change("home", record("home", "h2")))
+    moved = {"id": "r", "home_id": "h2"}
+
+    assert [["r"], ["r"]] == [applied(client.push(change("room", moved))) for _ in range(2)]
+    assert "h2" == client.records()["r"]["home_id"]

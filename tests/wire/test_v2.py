@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -27,20 +28,36 @@ LINK = edge("e", LAMP, HALL)
 
 
 def up(**fields: Any) -> SyncRequest:
-    plan = v2.WIRE.up(v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS), Context(user="u"), LIMITS)
+    plan = v2.WIRE.up(decoded(**fields), Context(user="u"), LIMITS)
     with pytest.raises(StopIteration) as done:
         next(plan)
     request: SyncRequest = done.value.value
     return request
 
 
+def decoded(**fields: Any) -> Any:
+    return v2.WIRE.decode(msgspec.json.encode(READ | fields), limits=LIMITS)
+
+
+@pytest.mark.parametrize("name", ["device_id", "user_id"])
+def test_a_label_is_any_text_no_longer_than_an_id(name: str) -> None:
+    for label in ("", "a\nb\x00", "x" * 1024, "é" * 512):
+        assert label == getattr(decoded(**{name: label}), name)
+    with pytest.raises(RemoteProtocolError, match="at most 1024 bytes; got a string of 1026 bytes") as caught:
+        decoded(**{name: "é" * 513})
+
+    assert f"/{name}" == caught.value.pointer
+
+
 class Peer:
     def __init__(self) -> None:
         self.handler = V2ProtocolHandler(MemoryStore(), clock=lambda: NOW)
 
+    def handle(self, **fields: Any) -> dict[str, Any]:
+        return run(self.handler.process(READ | fields))
+
     def say(self, **fields: Any) -> Answer:
-        answer = run(self.handler.process(READ | fields))
-        return v2.WIRE.told(msgspec.json.encode(answer))
+        return v2.WIRE.told(msgspec.json.encode(self.handle(**fields)))
 
     def push(self, *changes: Change, **fields: Any) -> dict[str, Any]:
         ask = v2.WIRE.ask(Ask(device="d", user="u", changes=changes, **fields))
@@ -62,7 +79,29 @@ def test_a_watermark_may_be_written_in_every_way_that_deployed_clients_do(since:
     assert expected == up(filters={"since": since}).since
 
 
-@pytest.mark.parametrize("since", ["yesterday", 1e18, -1e300])
+@given(st.lists(st.tuples(st.integers(-1500, 1500), st.integers(1, 3)), min_size=1, max_size=6))
+def test_a_watermark_that_was_cut_to_milliseconds_is_told_what_came_later_and_nothing_else(
+    commits: list[tuple[int, int]],
+) -> None:
+    """KittenKong puts what it is told in the place of what it wrote, so nothing may be told twice without a reason."""
+    peer = Peer()
+    now, watermarks, ids = NOW, [], []
+    for count, (step, rows) in enumerate(commits):
+        now += step
+        peer.handler.clock = lambda now=now: now  # type: ignore[misc]
+        ids.append([f"{count}-{row}" for row in range(rows)])
+        peer.push(*(Change(entity=entity(id_, at(0))) for id_ in ids[-1]))
+        watermarks.append(f"{peer.handle()['server_time'][:23]}Z")
+    told = [peer.handle(sync_type="delta", filters={"since": since}) for since in watermarks]
+
+    assert [list(chain(*ids[place + 1 :])) for place in range(len(ids))] == [
+        [change["entity"]["id"] for change in answer["changes"]] for answer in told
+    ]
+
+
+@pytest.mark.parametrize(
+    "since", ["yesterday", 1e18, -1e300, 10**400, -(10**400)], ids=["word", "far", "past", "long", "lower"]
+)
 def test_a_watermark_that_is_no_time_is_refused(since: Any) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         up(filters={"since": since})
@@ -166,6 +205,19 @@ def test_the_deployed_digest_is_worked_out_once_per_place_in_the_log(monkeypatch
     assert digests[-1] == run(peer.handler.process(READ))["state_digest"]
 
 
+def test_a_name_is_acked_whatever_became_of_one_that_is_shortened_like_it() -> None:
+    quoted, other = entity('a"b', at(0)), entity("a'b", "x\ny")
+    link = edge('a"b', quoted, quoted)
+    lost = edge("c'd", quoted, entity("nobody", at(0)))
+    answer = Peer().push(
+        Change(entity=quoted, relationships=(link, lost)), Change(entity=other), Change(entity=entity('c"d', at(0)))
+    )
+
+    assert ["a'b", "c'd"] == [refused["id"] for refused in answer["refused"]]
+    assert ['a"b', 'c"d'] == answer["applied"]
+    assert ['a"b'] == answer["applied_relationships"]
+
+
 def test_a_name_is_not_acked_while_one_of_its_rows_is_refused() -> None:
     answer = Peer().push(Change(entity=LAMP), Change(entity=entity("lamp", "bad\n")))
 
@@ -237,3 +289,11 @@ def test_a_module_without_a_wire_version_or_with_a_taken_name_is_told(monkeypatc
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: [Entry()])
     with pytest.raises(LocalProtocolError, match="two wire versions"):
         load()
+
+
+def test_an_ack_that_says_what_no_ack_says_makes_the_answer_none() -> None:
+    answer = {"acks": [{"kind": "entity", "id": "x", "version": "v", "outcome": "eaten"}]}
+    with pytest.raises(RemoteProtocolError, match="one of the values that this wire version knows") as caught:
+        v2.WIRE.told(msgspec.json.encode(answer))
+
+    assert "/acks/0/outcome" == caught.value.pointer

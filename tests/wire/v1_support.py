@@ -345,7 +345,7 @@ class V1Client:
             message = WIRE.decode(raw, path=path, strict=strict, limits=LIMITS)
             context = Context(user=self.user, token=self.token, now=self.server.now)
             async with self.server.store.transaction("default", write=WIRE.writes(message)) as tx:
-                request = await exchange.run(WIRE.up(message, context, LIMITS), tx)
+                request = await exchange.run(WIRE.up(message, context, self.server.limits), tx)
                 plan = engine.serve(request, context, self.server.limits, self.server.policy)
                 response = await exchange.run(plan, tx)
                 return await exchange.run(WIRE.down(message, response, context, LIMITS, negotiation), tx)

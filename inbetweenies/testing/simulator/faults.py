@@ -45,7 +45,9 @@ NOW_AND_THEN: Final[Mapping[str, Fault]] = {
     "server_clock_stops": Fault(0.7, "the server's clock stands still"),
     "device_clock_jumps": Fault(1.0, "a device's clock is set"),
     "device_clock_stops": Fault(0.7, "a device's clock stands still"),
-    "version_off": Fault(1.0, "a wire version is switched off for a while, by refusal or by removal"),
+    "version_off": Fault(
+        1.0, "a wire version is switched off for a while: refused or removed in the process, or decided in the database"
+    ),
     "power_cut": Fault(1.5, "a device loses power while it stores an answer"),
     "device_restore": Fault(1.5, "a device is restored from its own backup"),
     "clone": Fault(1.2, "a device's disk is copied, and both go on under one name"),

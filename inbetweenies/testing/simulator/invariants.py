@@ -410,7 +410,7 @@ class NoDowngrade(Invariant):
         wire = served.letter.wire
         if not served.ok or wire == V1.wire or served.letter.odd:
             return
-        if self.stage.server.switched_off.get(wire) == "refused":
+        if self.stage.server.off.get(wire) in ("refused", "decided"):
             self.broken(f"{served.device} asked for {wire}, which is switched off, and was served: {served.told}")
         if served.healthy and not served.in_own_wire:
             self.broken(f"{served.device} asked for {wire} and was served {served.told.get('protocol_version')}")

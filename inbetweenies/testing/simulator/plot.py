@@ -293,7 +293,7 @@ class Plot:
 
     def _do_version_off(self) -> bool:
         wire = self._pick(self.stage.server.versions or ("",))
-        done = self._now("off", wire, self._pick(("refused", "removed")))
+        done = self._now("off", wire, self._pick(("refused", "removed", "decided")))
         if done:
             self._at(self.stage.time + self._soon(60), "on", wire)
         return bool(done)

@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 
 from ...errors import RemoteProtocolError, StoreError, StoreFull
 from ...exchange import Reply as Answer
-from ...model import Context, Held, Reads, Writes
+from ...model import Context, Document, Held, Reads, Writes
+from ...registry import DOCUMENT, Decision, Decisions, decisions_in, document_of
 from ...store import Store, Transaction
 from ...stores.memory import MemoryStore
 from ..fleet_base import driven
@@ -101,6 +102,12 @@ class FaultyStore:
         inner = self.inner.transaction(graph, write=write)
         return inner if self.armed is None else _Faulty(inner, self)
 
+    async def document(self, name: str) -> Document:
+        return await self.inner.document(name)
+
+    async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+        return await self.inner.put_document(name, body, revision=revision)
+
     async def close(self) -> None:
         await self.inner.close()
 
@@ -166,7 +173,8 @@ class Server:
         self._make = make
         #: How often a backup was put in place.
         self.generation = 0
-        self.switched_off: dict[str, str] = {}
+        self._switched_off: dict[str, str] = {}
+        self._decides = False
         self._boot()
 
     def _boot(self) -> None:
@@ -224,27 +232,52 @@ class Server:
 
     def serves(self, wire: str) -> bool:
         """Whether a wire version is on."""
-        return wire not in self.switched_off and (not self._all or wire in self._all)
+        return wire not in self.off and (not self._all or wire in self._all)
+
+    @property
+    def off(self) -> dict[str, str]:
+        """The wire versions that are not served, and how they were switched off."""
+        # What was decided is kept in the database, and goes back with it.
+        return dict.fromkeys(self._decided(), "decided") | self._switched_off
 
     def switch_off(self, wire: str, how: str) -> bool:
-        """Stop serving a wire version, ``refused`` or ``removed``; one is always left on."""
-        if wire not in self._all or len(self.switched_off.keys() | {wire}) == len(self._all):
+        """Stop serving a wire version: ``refused`` or ``removed`` by this process, or ``decided`` for all of them. One
+        is always left on."""
+        if wire not in self._all or len(self.off.keys() | {wire}) == len(self._all):
             return False
-        self.switched_off[wire] = how
+        if how == "decided":
+            self._decide({*self._decided(), wire})
+        else:
+            self._switched_off[wire] = how
         self._switch()
         return True
 
     def switch_on(self, wire: str) -> None:
         """Serve it again."""
-        self.switched_off.pop(wire, None)
+        self._switched_off.pop(wire, None)
+        if wire in (decided := self._decided()):
+            self._decide(decided - {wire})
         self._switch()
 
     def _switch(self) -> None:
         if not self._all:
             return
-        removed = {wire for wire, how in self.switched_off.items() if how == "removed"}
+        if len(self.off) == len(self._all):
+            # A backup can bring back a decision that leaves nothing with what was switched off since.
+            self._switched_off.clear()
+        removed = {wire for wire, how in self._switched_off.items() if how == "removed"}
         self.handler.handlers = {name: each for name, each in self._all.items() if name not in removed}
-        self.handler.disabled = frozenset(self.switched_off.keys() - removed)
+        self.handler.disabled = frozenset(self._switched_off.keys() - removed)
+
+    def _decided(self) -> set[str]:
+        """The wire versions that an operator has switched off, as the database says."""
+        return set(decisions_in(driven(self.database.store.document(DOCUMENT))).versions) if self._decides else set()
+
+    def _decide(self, off: set[str]) -> None:
+        self._decides = True
+        revision = driven(self.database.store.document(DOCUMENT)).revision
+        body = document_of(Decisions(versions={wire: Decision(state="disabled") for wire in sorted(off)}))
+        driven(self.database.store.put_document(DOCUMENT, body, revision=revision))
 
 
 class DictHandler:

@@ -196,7 +196,7 @@ class Stage:
 
     def _send(self, device: Device, n: int) -> Letter | None:
         client = device.client
-        body = client.say()
+        body = client.speak()
         if body is None:
             return None
         device.exchange += 1
@@ -290,7 +290,7 @@ class Stage:
             self.say(f"{device} no longer waits for the answer to #{letter.n}")
             return False
         client = device.client
-        client.hear(damaged(reply.body, damage), ok=reply.ok)
+        client.listen(damaged(reply.body, damage), ok=reply.ok)
         if client.wire == V1.wire and client.now > self.server_clock():
             self._clocks_ahead.add(device.number)
         if self.tell is not None:
@@ -308,7 +308,7 @@ class Stage:
             return
         ok, body = PROXY_ANSWERS[kind]
         device = self.devices[letter.device]
-        device.client.hear(body, ok=ok)
+        device.client.listen(body, ok=ok)
         self.say(f"{device} gets {kind} from a proxy for #{letter.n}")
         if not device.client.failed:
             self.broken("10.2 (answers)", f"{device} took {body!r} for an answer")
@@ -485,7 +485,7 @@ class Stage:
         self.time += 60 * SECOND
         self.say("everything is in order again")
         self.server_clock.go()
-        for wire in list(self.server.switched_off):
+        for wire in list(self.server.off):
             self.on_on(wire)
         for device in self.devices.values():
             device.clock.go()

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from ...limits import Limits
 from ...model import Context, Plan, SyncRequest, SyncResponse, format_time
-from .. import Negotiation
+from .. import Follow, Negotiation
 from . import codec, lens, pull, push
 from .codec import Done, Message, Push, Read, SyncAckResponse
 
@@ -35,7 +35,7 @@ class V1:
     def up(self, message: Any, context: Context, limits: Limits) -> Plan[SyncRequest]:
         """The version-free request that `message` means. A read is answered from the view alone, in `down`."""
         if isinstance(message, Push):
-            return (yield from push.up(message, context))
+            return (yield from push.up(message, context, limits))
         key = push.device_key(context, message.client)
         return SyncRequest(
             device=key, user=context.user, pull=False, ack=message.mark if isinstance(message, Done) else None
@@ -53,9 +53,15 @@ class V1:
         if isinstance(message, Push):
             return codec.encode((yield from push.down(message, response)), negotiation)
         if isinstance(message, Read):
-            delta = yield from pull.down(message, response, context, negotiated=negotiation is not UNSET)
+            # Who asked for this version may leave things out; who asked for another one had no way to ask for them.
+            foreign = negotiation is not UNSET and negotiation.source != "exact"
+            delta = yield from pull.down(message, response, context, negotiated=foreign)
             return codec.encode(delta, negotiation)
         return codec.encode(SyncAckResponse(server_time=format_time(context.now)), negotiation)
+
+    def follow(self, body: bytes, answer: bytes) -> Follow | None:
+        """PROTOCOL 5.18: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
+        return codec.follow(body, answer)
 
 
 WIRE: Final = V1()

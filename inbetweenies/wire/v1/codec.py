@@ -7,7 +7,7 @@ written at the field that it concerns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ...errors import RemoteProtocolError, clip
 from ...limits import Limits, canonical, checked_decode
 from ...model import SEQ_MAX, Kind, format_time, parse_time
-from .. import Negotiation
+from .. import Follow, Negotiation
 
 NAME: Final = "inbetweenies-v1"
 ANONYMOUS: Final = "anonymous"
@@ -353,6 +353,28 @@ def encode(answer: SyncDelta | SyncResult | SyncAckResponse, negotiation: Negoti
     return _encode(answer)
 
 
+class _Ended(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to go on from it."""
+
+    type: str
+    server_time: str = ""
+    changes: tuple[Raw, ...] = ()
+
+
+_ended = msgspec.json.Decoder(_Ended)
+_any = msgspec.json.Decoder(dict[str, Any])
+
+
+def follow(body: bytes, answer: bytes) -> Follow | None:
+    """PROTOCOL 5.18: a request asks for the same again; what else a client says does not tell what it wants."""
+    told = checked_decode(_ended, answer)
+    if told.type != "sync_delta":
+        return None
+    asked: dict[str, Any] = checked_decode(_any, body)
+    request = {**asked, "last_sync": told.server_time}
+    return Follow(request=_encode(request), after=None, news=bool(told.changes))
+
+
 # --- what a request means -----------------------------------------------------------------------------------------
 
 
@@ -406,13 +428,22 @@ class Item(Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
+#: Of so many changes that are none it is told why; the rest is not acknowledged either.
+REFUSED_TOLD_MAX: Final = 1_000
+UNTOLD: Final = Item(pointer="", problem=Problem(code="malformed_change", pointer="", detail=""))
+
+
 class Turn(Struct, frozen=True, kw_only=True):
-    """What `up` made of one item: the rows it sent, the version of the entity's among them, or why it sent less."""
+    """What `up` made of one item: the rows it sent, the version of the entity's among them, or why it sent less.
+
+    `lost` says that a link of it has been changed since by the client itself, so that it is only kept.
+    """
 
     sent: tuple[tuple[Kind, str, str], ...] = ()
     entity_id: str = ""
     version: str = ""
     problem: Problem | None = None
+    lost: bool = False
 
 
 class Push(Struct, kw_only=True):
@@ -437,6 +468,10 @@ class _Peek(Struct):
     type: Any = UNSET
     device_id: Any = None
     changes: Raw = Raw(b"null")
+    homes: Any = None
+    rooms: Any = None
+    accessories: Any = None
+    users: Any = None
 
 
 class _StrictPush(SyncPush, kw_only=True, forbid_unknown_fields=True):
@@ -474,8 +509,7 @@ def decode(body: bytes, *, path: str = "", strict: bool = False, limits: Limits)
         if push.changes is None:
             raise _malformed("the field `changes`", "none", "/changes")
         client = _client(push.client_id, peek.device_id, limits)
-        items = (item_of(f"/changes/{index}", change, limits) for index, change in enumerate(push.changes))
-        return Push(client=client, items=tuple(items))
+        return Push(client=client, items=tuple(_items(push.changes, limits)))
     if kind == "ack":
         ack = checked_decode(_ack, body)
         mark = ack.sync_completed_at if isinstance(ack.sync_completed_at, str) else ""
@@ -498,7 +532,19 @@ def _kind(peek: _Peek, path: str) -> str:
         return place
     if isinstance(peek.type, str) and peek.type in _TYPES:
         return _TYPES[peek.type]
-    return "request" if bytes(peek.changes).translate(None, b" \t\r\n") in (b"[]", b"null") else "push"
+    if bytes(peek.changes).translate(None, b" \t\r\n") not in (b"[]", b"null"):
+        return "push"
+    _check_no_records(peek)
+    return "request"
+
+
+def _check_no_records(peek: _Peek) -> None:
+    """PROTOCOL 8.1: the deployed server also takes records in lists of their own, in a body that says no more about
+    itself. No client was seen to send one; to read it as a request would drop what it wants written without a word."""
+    for plural in ("homes", "rooms", "accessories", "users"):
+        records = getattr(peek, plural)
+        if isinstance(records, list) and records:
+            raise _malformed("`changes` of a `sync_push`", f"a list of {len(records)} records", f"/{plural}")
 
 
 def _client(client_id: str | None, device_id: Any, limits: Limits) -> str:
@@ -527,6 +573,15 @@ def is_id(value: Any, limits: Limits) -> bool:
         and len(value.encode("utf-8", "surrogatepass")) <= limits.id_bytes_max
         and (value.isprintable() or not any(ord(letter) < 32 or ord(letter) == 127 for letter in value))
     )
+
+
+def _items(changes: Iterable[Any], limits: Limits) -> Iterator[Item]:
+    """PROTOCOL 8.5: the changes of a push. A million that are none fit into a body; few of them are worth a word."""
+    told = 0
+    for index, change in enumerate(changes):
+        item = item_of(f"/changes/{index}", change, limits)
+        told += item.problem is not None
+        yield item if item.problem is None or told <= REFUSED_TOLD_MAX else UNTOLD
 
 
 def item_of(pointer: str, change: Any, limits: Limits) -> Item:
@@ -634,32 +689,39 @@ _result_in = msgspec.json.Decoder(SyncResult)
 _ack_in = msgspec.json.Decoder(SyncAckResponse)
 
 
+def _asked(message: SyncRequest | SyncPush | SyncAck, offer: tuple[str, ...]) -> bytes:
+    """With the envelope of PROTOCOL 5.1, which deployed servers ignore."""
+    envelope = {"protocol_version": NAME, "supported_versions": offer}
+    return _encode(msgspec.structs.asdict(message) | envelope)
+
+
 def encode_request(
     client_id: str,
     last_sync: int | None,
     entity_types: Iterable[str] = ("homes", "rooms", "accessories", "users"),
     *,
     include_deleted: bool = True,
+    offer: tuple[str, ...] = (NAME,),
 ) -> bytes:
-    """PROTOCOL 8.2: ask a server that has only v1. `last_sync` in microseconds, None for everything."""
+    """PROTOCOL 8.2: ask a server that has only v1, or may have more than that: `offer` is what it could answer in.
+    `last_sync` in microseconds, None for everything."""
     # Naive, as the deployed server compares it with naive times and answers 500 to an aware one.
     since = None if last_sync is None else format_time(last_sync, naive=True)
-    return _encode(
-        SyncRequest(
-            client_id=client_id, last_sync=since, entity_types=tuple(entity_types), include_deleted=include_deleted
-        )
+    request = SyncRequest(
+        client_id=client_id, last_sync=since, entity_types=tuple(entity_types), include_deleted=include_deleted
     )
+    return _asked(request, offer)
 
 
-def encode_push(client_id: str, changes: Iterable[PushChange]) -> bytes:
+def encode_push(client_id: str, changes: Iterable[PushChange], *, offer: tuple[str, ...] = (NAME,)) -> bytes:
     """PROTOCOL 8.4: send records to a server that has only v1. Each needs a `sync_id` that no other record has: the
     deployed server looks records up by it."""
-    return _encode(SyncPush(client_id=client_id, changes=tuple(changes)))
+    return _asked(SyncPush(client_id=client_id, changes=tuple(changes)), offer)
 
 
-def encode_ack(client_id: str, completed_at: int) -> bytes:
+def encode_ack(client_id: str, completed_at: int, *, offer: tuple[str, ...] = (NAME,)) -> bytes:
     """PROTOCOL 8.6: tell that the last answer is stored. `completed_at` in microseconds."""
-    return _encode(SyncAck(client_id=client_id, sync_completed_at=format_time(completed_at, naive=True)))
+    return _asked(SyncAck(client_id=client_id, sync_completed_at=format_time(completed_at, naive=True)), offer)
 
 
 def decode_delta(body: bytes) -> SyncDelta:

@@ -76,8 +76,11 @@ def _values(shape: Shape, content: dict[str, Any]) -> list[Any]:
     ]
 
 
-def record_of(graph: Graph, row: Row, token: str) -> Record | None:
-    """The record of an entity, a tombstone's as it last was; None if v1 has none for it or there is no home at all."""
+def record_of(graph: Graph, row: Row, token: str, *, gone: bool = False) -> Record | None:
+    """The record of an entity, a tombstone's as it last was; None if v1 has none for it or there is no home at all.
+
+    One that is `gone` can be told without a home, and has to be: nobody tells it later.
+    """
     name, content = said(row)
     shape = shape_of(row.entity_type, content)
     if shape is None:
@@ -87,7 +90,9 @@ def record_of(graph: Graph, row: Row, token: str) -> Record | None:
         return shape.record(row.id, name, *_values(shape, content), born, newest, token)
     home = graph.home_of(row.id)
     if home is None:
-        return None
+        if not gone:
+            return None
+        home = ""
     if shape is _ACCESSORY:
         bridge = graph.bridge_edge(row.id)
         bridge_id = None if bridge is None else bridge.to_id

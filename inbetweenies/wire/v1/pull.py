@@ -122,7 +122,7 @@ def _told(
                 changes[type_].append(_change(type_, record, "update", token))
         if row.seq > after:
             for old in (*earlier.get(row.id, ()), *((row,) if row.deleted else ())):
-                for record in _records(graph, old, token, wanted):
+                for record in _records(graph, old, token, wanted, gone=True):
                     gone[_TYPES[type(record)], record.id] = replace(
                         record, updated_at=format_time(row.rise, naive=True)
                     )
@@ -149,13 +149,13 @@ _OF_ENTITY_TYPE: Final = {shape.entity_type: shape.name for shape in SHAPES.valu
 _NESTED: Final = frozenset(shape.name for shape in SHAPES.values() if shape.nested)
 
 
-def _records(graph: Graph, row: Row, token: str, wanted: frozenset[str]) -> list[Record]:
+def _records(graph: Graph, row: Row, token: str, wanted: frozenset[str], *, gone: bool = False) -> list[Record]:
     """The records of the wanted types that an entity shows, as if it were not deleted."""
     type_ = _OF_ENTITY_TYPE.get(row.entity_type)
     deep = type_ == "accessory" and not wanted.isdisjoint(_NESTED)
     if type_ is None or not (type_ in wanted or deep):
         return []
-    record = record_of(graph, row, token)
+    record = record_of(graph, row, token, gone=gone)
     if record is None:
         return []
     records = [record] if type_ in wanted else []

@@ -13,7 +13,7 @@ from typing import Any, Final
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from ...limits import canonical
+from ...limits import Allowance, Limits, canonical
 from ...model import (
     TIME_MIN,
     Change,
@@ -32,6 +32,7 @@ from .codec import (
     ANONYMOUS,
     LINKS,
     SHAPES,
+    UNTOLD,
     Applied,
     Item,
     Problem,
@@ -160,7 +161,7 @@ def _hash(*seed: Any) -> str:
 # --- up -----------------------------------------------------------------------------------------------------------
 
 
-def up(push: Push, context: Context) -> Plan[SyncRequest]:
+def up(push: Push, context: Context, limits: Limits) -> Plan[SyncRequest]:
     """PROTOCOL 8.4: the rows that the items of a push mean. Leaves in `push.turns` what became of each item."""
     key = device_key(context, push.client)
     jobs = yield from _located(push.items)
@@ -174,23 +175,31 @@ def up(push: Push, context: Context) -> Plan[SyncRequest]:
     targets = (job.item.fields[link] for job in jobs for link in job.links)
     ids = dict.fromkeys([*(job.entity_id for job in jobs), *(id_ for id_ in targets if id_ is not None)])
     graph = yield from read_above(ids, held.head)
+    untold = Turn(problem=UNTOLD.problem)
+    turns = [untold if item is UNTOLD else Turn(problem=item.problem or _nowhere(item)) for item in push.items]
+    jobs = _affordable(jobs, graph, turns, limits)
     writer = _Writer(push.client, context.user)
     yield from _named(jobs, graph, writer)
     yield from _settled(jobs, graph, context.graph)
     yield from _pushed(jobs, graph, writer, context.graph)
-    graphs = yield from _graphs(jobs, graph, acked)
+    graphs = yield from _graphs(jobs, graph, acked, limits)
 
     draft = Draft(_coming(jobs, graph))
-    turns = [Turn(problem=item.problem or _nowhere(item)) for item in push.items]
     changes: list[Change] = []
+    allowance = Allowance(limits.handled_bytes_max)
     for job in jobs:
-        known = _known(job, graph, graphs.get(job.basis(acked)))
+        seq = job.basis(acked)
+        if allowance.spent or (seq and seq not in graphs and job.entity_id in graph.entities):
+            turns[job.index] = _too_much(job)
+            continue
+        known = _known(job, graph, graphs.get(seq))
         edit, made = _made(job, known, graph, draft, context)
         draft.add(edit, made)
         change = _aside(job, edit, known, made, draft)
         if change is not None:
             changes.append(change)
-        turns[job.index] = _turn(job, change, made.problem)
+            allowance.spend(len(change.entity.content) if change.entity is not None else 0)
+        turns[job.index] = _turn(job, change, made)
     push.turns = tuple(turns)
     return SyncRequest(device=key, user=context.user, changes=tuple(changes), pull=False)
 
@@ -258,6 +267,26 @@ def _nowhere(item: Item) -> Problem | None:
     return Problem(code="unknown_reference", pointer=f"{item.pointer}/data/{link}", detail=detail)
 
 
+def _affordable(jobs: list[_Job], graph: Graph, turns: list[Turn], limits: Limits) -> list[_Job]:
+    """The jobs that can be done at once, for each handles a whole row and all its edges; the rest is refused."""
+    allowance = Allowance(limits.handled_bytes_max)
+    done = []
+    for job in jobs:
+        if allowance.spent:
+            turns[job.index] = _too_much(job)
+            continue
+        row = graph.entities.get(job.entity_id)
+        rows = [*graph.edges.get(job.entity_id, ()), *([] if row is None else [row])]
+        allowance.spend(sum(len(each.body) for each in rows))
+        done.append(job)
+    return done
+
+
+def _too_much(job: _Job) -> Turn:
+    detail = "this push handles as much as one may; send it again"
+    return Turn(problem=Problem(code="too_much_at_once", pointer=job.item.pointer, detail=detail))
+
+
 def _token(text: str | None) -> tuple[int, str]:
     """Seq and chain of a `sync_id` of ours; those of other servers name nothing here."""
     match = _TOKEN.fullmatch(text or "")
@@ -292,7 +321,10 @@ def _pushed(jobs: Iterable[_Job], graph: Graph, writer: _Writer, name: str) -> P
         job.own = tuple(_as_made(filter(job.follows, own)))
         moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ()) if writer.owns(row)]
         moves = [row for row in moves if row.seq > job.seen_at]
-        job.said = {_link(row): None if row.deleted else row.to_id for row in _as_made(filter(job.follows, moves))}
+        before = sorted(filter(job.follows, moves), key=lambda row: row.seq)
+        job.said = _ends(_as_made(before))
+        # As with `_last`: what came last and what was made last may be two, and this may be built on either.
+        job.said.update((link, end) for link, end in _ends(before).items() if end == job.item.fields.get(link))
         job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
 
 
@@ -311,21 +343,28 @@ def _as_made(rows: Iterable[Row]) -> list[Row]:
     return sorted(ordered, key=lambda row: made[row.seq])
 
 
+def _ends(edges: Iterable[Row]) -> dict[str, str | None]:
+    """What a client said last of each link with these edges."""
+    return {_link(edge): None if edge.deleted else edge.to_id for edge in edges}
+
+
 def _link(edge: Row) -> str:
-    """What a client said when it made an edge."""
+    """The link that a client changed when it made an edge."""
     return "bridge_id" if is_bridge(edge) else "home_id"
 
 
-def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int) -> Plan[dict[int, Graph]]:
-    """The graphs as the jobs' clients knew them."""
+def _graphs(jobs: Iterable[_Job], graph: Graph, acked: int, limits: Limits) -> Plan[dict[int, Graph]]:
+    """The graphs as the jobs' clients knew them; as many as one push may read."""
     wanted: dict[int, dict[str, None]] = {}
     for job in jobs:
         if job.entity_id in graph.entities:
             wanted.setdefault(job.basis(acked), {})[job.entity_id] = None
     graphs = {graph.head.seq: graph}
+    allowance = Allowance(limits.handled_bytes_max)
     for seq, ids in wanted.items():
-        if seq and seq not in graphs:
+        if seq and seq not in graphs and not allowance.spent:
             graphs[seq] = yield from read_above(ids, graph.head, as_of=seq)
+            allowance.spend(sum(len(row.body) for row in graphs[seq].entities.values()))
     return graphs
 
 
@@ -341,12 +380,9 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if current is None:
         return Known()
     before = then.entities.get(job.entity_id) if then is not None else None
-    own, said_links = job.own, job.said
-    if job.seen_at and then is not None and before is not None and job.item.edit == _shown(then, before, job.path):
-        # A person's edit would have set another time.
-        job.served = True
-        own, said_links = (), {}
-    base = own[-1] if own else before
+    job.served = bool(job.seen_at) and then is not None and before is not None and _is_served(job, then, before)
+    own, said_links = (None, {}) if job.served else (_last(job), job.said)
+    base = own or before
     if job.item.delete and base is not None and before is not None:
         # A delete need not say what it knew; it undoes nothing of what it did not know.
         base = max(base, before, key=lambda row: row.seq)
@@ -360,9 +396,29 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     return Known(fields=fields, base=base.entity(), named=named)
 
 
-def _shown(graph: Graph, row: Row, path: Path) -> int:
-    """The `updated_at` that a record had in a view."""
-    return row.rise if path else risen(graph, row)
+def _last(job: _Job) -> Row | None:
+    """What the client of a job last pushed before it; None if nothing.
+
+    What came last and what was made last are two rows if one was late or the client's clock was set back. Which of
+    these it was cannot be told, but hardly anybody changes much at once: it is the one that the job is closer to.
+    """
+    if not job.own:
+        return None
+    made, came = job.own[-1], max(job.own, key=lambda row: row.seq)
+    return made if made is came else min(made, came, key=lambda row: _distance(job, row))
+
+
+def _distance(job: _Job, row: Row) -> int:
+    """How many fields a job has other than `row` shows."""
+    shown = fields_of(SHAPES[job.item.type], *said(row), job.path) or {}
+    return sum(shown.get(field) != value for field, value in job.item.fields.items() if field not in LINKS)
+
+
+def _is_served(job: _Job, graph: Graph, row: Row) -> bool:
+    """Whether a job is the record as it was served; a person who changes something sets another time, or nearly so."""
+    if job.item.delete or job.item.edit != (row.rise if job.path else risen(graph, row)) or _distance(job, row):
+        return False
+    return all(job.item.fields[link] == link_of(graph, job.entity_id, link) for link in job.links)
 
 
 # --- up: versions -------------------------------------------------------------------------------------------------
@@ -503,13 +559,15 @@ def _aside(job: _Job, edit: Edit, known: Known, made: Made, draft: Draft) -> Cha
     return replace(change, entity=row, aside=change.aside | {("entity", row.id)})
 
 
-def _turn(job: _Job, change: Change | None, problem: Problem | None) -> Turn:
+def _turn(job: _Job, change: Change | None, made: Made) -> Turn:
     sent: list[tuple[Kind, str, str]] = []
+    lost = False
     if change is not None:
         if change.entity is not None:
             sent.append(("entity", change.entity.id, change.entity.version))
         sent += [("edge", edge.id, edge.version) for edge in change.relationships]
-    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=problem)
+        lost = any(("edge", edge.id) in change.aside for edge in change.relationships)
+    return Turn(sent=tuple(sent), entity_id=job.entity_id, version=job.version, problem=made.problem, lost=lost)
 
 
 # --- down ---------------------------------------------------------------------------------------------------------
@@ -527,7 +585,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     contested = [
         (item, turn)
         for item, turn in zip(push.items, push.turns, strict=True)
-        if ("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost
+        if turn.lost
+        or (("entity", turn.entity_id, turn.version) in turn.sent and (turn.entity_id, turn.version) in lost)
     ]
     graph = None
     if contested:
@@ -536,6 +595,8 @@ def down(push: Push, response: SyncResponse) -> Plan[SyncResult]:
     applied, problems = [], []
     for index, (item, turn) in enumerate(zip(push.items, push.turns, strict=True)):
         problem = turn.problem or refused.get(index)
+        if item is UNTOLD:
+            continue
         if problem is not None:
             problems.append(
                 RefusedChange(
