@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from . import engine
 from .census import Sighting
-from .errors import StoreBusy, VersionRefused
+from .errors import LocalProtocolError, StoreBusy, VersionRefused
 from .limits import Limits
 from .merge import Policy
 from .model import Context, Document, Held, Plan, Reads
@@ -99,8 +99,9 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
             answer: bytes = await routed.handler.serve(routed.message, context, routed.negotiation, routed.decided)
         except RegistryChanged as changed:
             router.learn(changed.document)
-        except VersionRefused:
-            # It may be served since; who was refused a version for good is told so by what is in force now.
+        except (VersionRefused, LocalProtocolError):
+            # It may be served since, or something at all; who was refused a version for good is told so by what is in
+            # force now.
             if not await router.refresh():
                 raise
         else:
