@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from . import engine
 from .census import Sighting
-from .errors import StoreBusy, StoreError, StoreUndone, VersionRefused
+from .errors import LocalProtocolError, StoreBusy, StoreError, StoreUndone, VersionRefused
 from .limits import Limits
 from .merge import Policy
 from .model import Context, Document, Head, Held, Plan, Reads, Telling, Writes
@@ -103,8 +103,9 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
             answer, rest = await routed.handler.begin(routed.message, context, routed.negotiation, routed.decided)
         except RegistryChanged as changed:
             router.learn(changed.document)
-        except VersionRefused:
-            # It may be served since; who was refused a version for good is told so by what is in force now.
+        except (VersionRefused, LocalProtocolError):
+            # It may be served since, or something at all; who was refused a version for good is told so by what is in
+            # force now.
             if not await router.refresh():
                 raise
         else:

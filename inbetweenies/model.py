@@ -638,8 +638,8 @@ def edit_time(version: str) -> int | None:
 def format_time(micros: int, *, naive: bool = False) -> str:
     """ISO 8601 in UTC with six digits, ``+00:00`` at the end unless `naive`."""
     at = EPOCH + timedelta(microseconds=min(max(micros, TIME_MIN), TIME_MAX))
-    text = at.strftime("%Y-%m-%dT%H:%M:%S.%f").rjust(26, "0")
-    return text if naive else text + "+00:00"
+    text = at.isoformat(timespec="microseconds")
+    return text[:-6] if naive else text
 
 
 TIME_MIN: Final = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)

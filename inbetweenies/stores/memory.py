@@ -254,26 +254,32 @@ class _Transaction(BaseTransaction):
 
     def _by_key(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
         graph = self._in
-        seqs = {key: graph.versions.get(key, end + 1) for key in reads.versions}
-        histories = {id_: self._history("entity", id_, end) for id_ in reads.history}
-        edge_histories = {id_: self._history("edge", id_, end) for id_ in reads.edge_history}
-        leaving = {id_: self._visible("edge", graph.leaving.get(id_, ()), at, end) for id_ in reads.edges_from}
-        arriving = {id_: self._visible("edge", graph.arriving.get(id_, ()), at, end) for id_ in reads.edges_to}
-        return {
-            "entities": self._visible("entity", reads.entities, at, end),
-            "edges": self._visible("edge", reads.edges, at, end),
-            "versions": {key: _seen(graph.log[seq - 1], end) for key, seq in seqs.items() if seq <= end},
-            "history": {id_: rows for id_, rows in histories.items() if rows},
-            "edge_history": {id_: rows for id_, rows in edge_histories.items() if rows},
-            "edges_from": {
+        answer: dict[str, Any] = {}
+        # Most reads ask for little: what is not asked for costs nothing.
+        if reads.entities:
+            answer["entities"] = self._visible("entity", reads.entities, at, end)
+        if reads.edges:
+            answer["edges"] = self._visible("edge", reads.edges, at, end)
+        if reads.versions:
+            seqs = {key: graph.versions.get(key, end + 1) for key in reads.versions}
+            answer["versions"] = {key: _seen(graph.log[seq - 1], end) for key, seq in seqs.items() if seq <= end}
+        if reads.history:
+            answer["history"] = self._histories("entity", reads.history, end)
+        if reads.edge_history:
+            answer["edge_history"] = self._histories("edge", reads.edge_history, end)
+        if reads.edges_from:
+            leaving = {id_: self._visible("edge", graph.leaving.get(id_, ()), at, end) for id_ in reads.edges_from}
+            answer["edges_from"] = {
                 id_: tuple(edges[edge] for edge in sorted(edges) if edges[edge].from_id == id_)
                 for id_, edges in leaving.items()
-            },
-            "edges_to": {
+            }
+        if reads.edges_to:
+            arriving = {id_: self._visible("edge", graph.arriving.get(id_, ()), at, end) for id_ in reads.edges_to}
+            answer["edges_to"] = {
                 id_: tuple(edges[edge] for edge in sorted(edges) if edges[edge].to_id == id_)
                 for id_, edges in arriving.items()
-            },
-        }
+            }
+        return answer
 
     def _in_order(self, reads: Reads, at: int, end: int) -> dict[str, Any]:
         graph = self._in
@@ -300,9 +306,10 @@ class _Transaction(BaseTransaction):
             answer["listing"] = tuple(listed[: reads.listing_rows])
         return answer
 
-    def _history(self, kind: Kind, id_: str, end: int) -> tuple[Row, ...]:
-        seqs = self._in.seqs.get((kind, id_), ())
-        return tuple(_seen(self._in.log[seq - 1], end) for seq in seqs if seq <= end)
+    def _histories(self, kind: Kind, ids: Iterable[str], end: int) -> dict[str, tuple[Row, ...]]:
+        log, seqs = self._in.log, self._in.seqs
+        rows = {id_: tuple(_seen(log[seq - 1], end) for seq in seqs.get((kind, id_), ()) if seq <= end) for id_ in ids}
+        return {id_: found for id_, found in rows.items() if found}
 
     def _visible(self, kind: Kind, ids: Iterable[str], at: int, end: int) -> dict[str, Row]:
         """The row of each id that was current at seq `at`, as seen from the end of this snapshot."""

@@ -593,6 +593,19 @@ def test_where_nothing_is_served_nothing_is_counted() -> None:
         run(fallback.handle(msgspec.json.encode(V2_READ), context=CONTEXT))
 
 
+def test_a_process_that_had_nothing_left_to_serve_serves_again_what_is_switched_on() -> None:
+    store = MemoryStore()
+    fallback = ProtocolFallback(store, disabled={V2})
+    off = document_of(Decisions(versions={V1: Decision(state="disabled")}))
+    run(store.put_document("registry", off, revision=0))
+    with pytest.raises(LocalProtocolError):
+        run(fallback.handle(msgspec.json.encode(V1_PUSH), context=CONTEXT))
+
+    run(store.put_document("registry", document_of(Decisions()), revision=1))
+
+    assert 200 == run(fallback.handle(msgspec.json.encode(V1_PUSH), context=CONTEXT)).status
+
+
 def test_two_versions_in_one_request_are_counted_as_a_conflict() -> None:
     reply = run(ProtocolFallback().handle(msgspec.json.encode(V2_READ), context=CONTEXT, header=V1))
 
