@@ -166,6 +166,8 @@ class Keeper:
         Raises:
             StoreError: the journal is of another database, or cannot be read or written.
         """
+        if self.journal is None and self.heads is None and not discard:
+            return
         newest = () if self.journal is None else self.journal.newest()
         tips = ends(newest)  # before the database is looked at, so that it cannot be behind them by chance
         graphs = self._graphs()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from inbetweenies.errors import LocalProtocolError, StoreBusy, StoreCorrupt, Sto
 from inbetweenies.model import Device, Held, Reads, Span, Writes, digest_change, next_chain, row_hash
 from inbetweenies.store import Store
 from inbetweenies.stores import schema
+from inbetweenies.stores.journal import Journal
 from inbetweenies.stores.schema import APPLICATION_ID, FOREVER, SCHEMA_VERSION
 from inbetweenies.stores.sqlite import SqliteStore
 from inbetweenies.testing.store_tests import StoreTests, add, commit, edge, entity, everything, read, run
@@ -43,10 +45,19 @@ class TestSqliteStore(StoreTests):
         return self.remembered(path)
 
     def remembered(self, path: Path) -> SqliteStore:
-        store = SqliteStore(path, on_connect=lambda connection: connection.execute("PRAGMA synchronous = OFF"))
+        store = SqliteStore(
+            path,
+            on_connect=lambda connection: connection.execute("PRAGMA synchronous = OFF"),
+            journal=Journal(f"{path}.journal", sync=lambda _: None),
+        )
         self.paths[id(store)] = path
         self.stores = [*getattr(self, "stores", []), store]  # so that no id is used twice
         return store
+
+
+def bare(path: Any, **options: Any) -> SqliteStore:
+    """A store that is nothing but its file: what is tested here is that."""
+    return SqliteStore(path, journal=False, heads=False, **options)
 
 
 @pytest.fixture
@@ -56,14 +67,14 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(path, busy_timeout_ms=1)
+    store = bare(path, busy_timeout_ms=1)
     yield store
     run(store.close())
 
 
 def whole(path: Path) -> Held:
     """Everything in graph "g" of the file, after checking that it is a log: no gap, right chain, right digest."""
-    store = SqliteStore(path)
+    store = bare(path)
     held = run(read(store, "g", Reads(span=Span(after=0, upto=FOREVER), chains=tuple(range(10_000)))))
     run(store.close())
     with closing(sqlite3.connect(path)) as connection:
@@ -92,7 +103,7 @@ def test_only_its_owner_can_read_the_file(store: SqliteStore, path: Path) -> Non
 
 def test_the_settings_that_keep_commits_are_on(path: Path) -> None:
     connections: list[sqlite3.Connection] = []
-    store = SqliteStore(path, busy_timeout_ms=1234, on_connect=connections.append)
+    store = bare(path, busy_timeout_ms=1234, on_connect=connections.append)
     [connection] = connections
     expected = {
         "journal_mode": "wal",
@@ -114,7 +125,7 @@ def test_the_settings_that_keep_commits_are_on(path: Path) -> None:
 
 def test_connections_are_used_again_and_closed_in_the_end(path: Path) -> None:
     connections: list[sqlite3.Connection] = []
-    store = SqliteStore(path, on_connect=connections.append)
+    store = bare(path, on_connect=connections.append)
     for number in range(5):
         run(commit(store, f"g{number}", entity("e1")))
         run(read(store, "new", Reads()))
@@ -138,7 +149,7 @@ def test_connections_are_used_again_and_closed_in_the_end(path: Path) -> None:
 def test_an_odd_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a b?c#d%41.db", "file:x.db", "ü.db"):
-        store = SqliteStore(name)
+        store = bare(name)
         run(commit(store, "g", entity("e1")))
         run(store.close())
 
@@ -148,14 +159,14 @@ def test_an_odd_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("path", ["", ":memory:"])
 def test_no_file_is_no_store(path: str) -> None:
     with pytest.raises(LocalProtocolError, match="MemoryStore"):
-        SqliteStore(path)
+        bare(path)
 
 
 def test_a_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file or directory"):
-        SqliteStore(tmp_path / "no" / "store.db")
+        bare(tmp_path / "no" / "store.db")
     with pytest.raises(StoreError, match="CANTOPEN"):
-        SqliteStore(tmp_path)
+        bare(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_alone(path: Path, statement
         connection.commit()
     before = path.read_bytes()
     with pytest.raises(StoreError, match=told):
-        SqliteStore(path)
+        bare(path)
 
     assert before == path.read_bytes()
 
@@ -187,7 +198,7 @@ def test_a_file_of_the_first_schema_is_taken_over_with_all_it_holds(path: Path) 
     script = (Path(__file__).parent / "schema_1.sql").read_text()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(script)
-    store = SqliteStore(path)
+    store = bare(path)
     held = run(read(store, "g", Reads(span=Span(after=0, upto=9), device="phone", events=True)))
     more = run(commit(store, "g", entity("e2", "v1")))
     run(store.close())
@@ -213,24 +224,24 @@ def test_a_file_whose_taking_over_is_cut_off_stays_as_it_was(path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setitem(schema.UPGRADES, 2, schema.UPGRADES[2] + "SELECT no_such_column FROM log;")
         with pytest.raises(StoreError):
-            SqliteStore(path)
+            bare(path)
     with closing(sqlite3.connect(path)) as connection:
         assert (1,) == connection.execute("PRAGMA user_version").fetchone()
         assert 5 == len(connection.execute("SELECT * FROM devices").fetchall()[0])
 
-    assert 1 == run(read(SqliteStore(path), "g", Reads())).head.seq
+    assert 1 == run(read(bare(path), "g", Reads())).head.seq
 
 
 def test_a_file_that_is_no_database_is_corrupt(path: Path) -> None:
     path.write_text("Dear diary, " * 1000)
     with pytest.raises(StoreCorrupt, match="NOTADB"):
-        SqliteStore(path)
+        bare(path)
 
     assert path.read_text().startswith("Dear diary")
 
 
 def test_a_damaged_page_is_told_and_the_connection_given_up(path: Path) -> None:
-    store = SqliteStore(path)
+    store = bare(path)
     run(commit(store, "g", *(entity(f"e{number}") for number in range(200))))
     run(store.close())
     with closing(sqlite3.connect(path)) as connection:
@@ -240,7 +251,7 @@ def test_a_damaged_page_is_told_and_the_connection_given_up(path: Path) -> None:
         file.seek((root - 1) * size)
         file.write(b"\xff" * size)
     connections: list[sqlite3.Connection] = []
-    store = SqliteStore(path, on_connect=connections.append)
+    store = bare(path, on_connect=connections.append)
     for _ in range(2):
         with pytest.raises(StoreCorrupt, match="backup"):
             run(read(store, "g", Reads(entities=("e1",))))
@@ -379,7 +390,7 @@ for number in range(20):
 
 def test_a_full_disk_applies_nothing_keeps_reading_and_recovers(path: Path) -> None:
     connections: list[sqlite3.Connection] = []
-    store = SqliteStore(path, on_connect=connections.append)
+    store = bare(path, on_connect=connections.append)
     run(commit(store, "g", entity("e1", "v1")))
     [connection] = connections
     [pages] = connection.execute("PRAGMA page_count").fetchone()
@@ -434,7 +445,7 @@ print("free", flush=True)
 
 
 def test_a_thread_is_never_made_to_wait_for_itself(path: Path) -> None:
-    store = SqliteStore(path, busy_timeout_ms=20_000)
+    store = bare(path, busy_timeout_ms=20_000)
 
     async def script() -> None:
         async with store.transaction("g", write=True):
@@ -505,7 +516,7 @@ def sweep(fuse: Fuse, attempt: Callable[[], object], check: Callable[[str], bool
 
 def test_a_write_that_is_interrupted_anywhere_is_applied_whole_or_not_at_all(path: Path) -> None:
     fuse = Fuse()
-    store = SqliteStore(path, on_connect=fuse.install)
+    store = bare(path, on_connect=fuse.install)
     run(commit(store, "g", entity("e1", "v1"), entity("e2", "v1"), edge("e3", "v1", "e1", "e2")))
     before = run(read(store, "g", everything(IDS)))
 
@@ -531,7 +542,7 @@ def test_a_write_that_is_interrupted_anywhere_is_applied_whole_or_not_at_all(pat
 
 def test_a_read_that_is_interrupted_anywhere_can_be_repeated(path: Path) -> None:
     fuse = Fuse()
-    store = SqliteStore(path, on_connect=fuse.install)
+    store = bare(path, on_connect=fuse.install)
     run(commit(store, "g", entity("e1", "v1"), entity("e2", "v1"), edge("e3", "v1", "e1", "e2")))
     before = run(read(store, "g", everything(IDS)))
     found: list[Held] = []
@@ -544,7 +555,7 @@ def test_a_read_that_is_interrupted_anywhere_can_be_repeated(path: Path) -> None
 
 def test_making_a_graph_that_is_interrupted_anywhere_can_be_repeated(path: Path) -> None:
     fuse = Fuse()
-    store = SqliteStore(path, on_connect=fuse.install)
+    store = bare(path, on_connect=fuse.install)
     sweep(fuse, lambda: run(read(store, "new", Reads())), lambda _: False)
     epochs = {run(read(store, "new", Reads())).head.epoch for _ in range(2)}
     run(store.close())
@@ -579,7 +590,7 @@ except StoreError as error:
 def test_a_commit_that_fails_is_rolled_back_and_told(path: Path) -> None:
     # A foreign key that is checked at COMMIT makes it fail after all writes went well.
     connections: list[sqlite3.Connection] = []
-    store = SqliteStore(path, on_connect=connections.append)
+    store = bare(path, on_connect=connections.append)
     run(commit(store, "g", entity("e1", "v1")))
     before = run(read(store, "g", everything(IDS)))
 
@@ -602,7 +613,7 @@ def test_a_commit_that_fails_is_rolled_back_and_told(path: Path) -> None:
 
 def test_no_statement_walks_through_a_table(path: Path) -> None:
     statements: set[str] = set()
-    store = SqliteStore(path, on_connect=lambda connection: connection.set_trace_callback(statements.add))
+    store = bare(path, on_connect=lambda connection: connection.set_trace_callback(statements.add))
 
     async def script() -> None:
         await commit(store, "g", entity("e1"), entity("e2"), edge("e3", None, "e1", "e2"))
@@ -662,7 +673,7 @@ def test_no_statement_walks_through_a_table(path: Path) -> None:
 
 def test_a_span_of_what_is_current_does_not_visit_what_is_closed(path: Path) -> None:
     fuse = Fuse()
-    store = SqliteStore(path, on_connect=fuse.install)
+    store = bare(path, on_connect=fuse.install)
     counts = []
     for _ in range(2):
         fuse.left = FOREVER
@@ -681,12 +692,20 @@ def test_a_span_of_what_is_current_does_not_visit_what_is_closed(path: Path) -> 
 def older(path: Path) -> None:
     """Make the file what the release with schema 1 would have made of it."""
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("DROP TABLE documents")
-        connection.execute("PRAGMA user_version = 1")
+        for statement in (
+            "DROP INDEX log_listing",
+            "DROP TABLE documents",
+            "DROP TABLE events",
+            "ALTER TABLE graphs DROP COLUMN birth",
+            "ALTER TABLE log DROP COLUMN via",
+            "ALTER TABLE devices DROP COLUMN pushed",
+            "PRAGMA user_version = 1",
+        ):
+            connection.execute(statement)
 
 
 def test_a_file_of_schema_1_opens_with_all_it_holds_and_can_do_what_is_new(path: Path) -> None:
-    store = SqliteStore(path)
+    store = bare(path)
     run(commit(store, "g", entity("e1"), entity("e2")))
     before = run(read(store, "g", everything(IDS)))
     run(store.close())
@@ -694,7 +713,7 @@ def test_a_file_of_schema_1_opens_with_all_it_holds_and_can_do_what_is_new(path:
         fresh = connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
     older(path)
 
-    again = SqliteStore(path)
+    again = bare(path)
     assert before == run(read(again, "g", everything(IDS)))
     assert run(again.put_document("flags", b"x", revision=0))
     run(again.close())
@@ -704,7 +723,7 @@ def test_a_file_of_schema_1_opens_with_all_it_holds_and_can_do_what_is_new(path:
 
 
 def test_an_upgrade_that_is_interrupted_anywhere_is_done_whole_or_not_at_all(path: Path) -> None:
-    run(SqliteStore(path).close())
+    run(bare(path).close())
     older(path)
     fuse = Fuse()
 
@@ -715,7 +734,7 @@ def test_an_upgrade_that_is_interrupted_anywhere_is_done_whole_or_not_at_all(pat
         assert (version, tables) in ((1, 0), (SCHEMA_VERSION, 1))
         return bool(version == SCHEMA_VERSION)
 
-    assert sweep(fuse, lambda: run(SqliteStore(path, on_connect=fuse.install).close()), whole) > 10
-    store = SqliteStore(path)
+    assert sweep(fuse, lambda: run(bare(path, on_connect=fuse.install).close()), whole) > 10
+    store = bare(path)
     assert run(store.put_document("flags", b"x", revision=0))
     run(store.close())
