@@ -105,7 +105,7 @@ def every_push_is_new(patch: Patch) -> None:
 def token_is_the_head(patch: Patch) -> None:
     """An edit is compared with the newest state, whatever its token names."""
 
-    def _graphs(jobs: Any, graph: Any, acked: int) -> Any:
+    def _graphs(jobs: Any, graph: Any, acked: int, limits: Any) -> Any:
         yield from ()
         return {job.basis(acked): graph for job in jobs}
 
