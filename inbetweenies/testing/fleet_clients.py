@@ -330,7 +330,7 @@ class ModernV2(_V2):
             self.done.append(Done(msgspec.json.decode(row.body, type=shape)))
         for item in self.sent:
             left = self.store.image.pending.get(item.n)
-            if left is not None and left.note is None:
+            if left is not None and left.note is None and not told.resync:
                 self.world.broken(
                     "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer.decode()}"
                 )

@@ -137,7 +137,10 @@ def document(row: Row | Entity) -> dict[str, Any]:
 class Ledger:
     """The log of one graph, as read so far; whatever it reads it checks."""
 
-    def __init__(self, read: Callable[[Reads], Held], broken: Broken, graph: str = "default") -> None:
+    def __init__(
+        self, read: Callable[[Reads], Held], broken: Broken, graph: str = "default", *, rewinds: bool = False
+    ) -> None:
+        self.rewinds = rewinds  # whether the store may be set back under the log's feet
         self._read = read
         self._broken = broken
         self._graph = graph
@@ -154,6 +157,10 @@ class Ledger:
 
     # --- reading
 
+    def _is_renamed(self, old: Head, head: Head) -> bool:
+        """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11)."""
+        return self.rewinds and msgspec.structs.replace(head, epoch=old.epoch) == old
+
     def follow(self, pushed: Pushed) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
         """The rows that came since, checked, and what was current before them."""
         before, old = self.current, self.head
@@ -161,10 +168,11 @@ class Ledger:
         head = held.head
         self.unplaced.update(id_ for record in pushed.records if not self._is_placed(id_ := record["entity_id"]))
         if head.seq == old.seq:
-            if head != old:
+            if head != old and not self._is_renamed(old, head):
                 self._broken("11 (all or nothing)", f"the head changed without a row: {old} to {head}")
+            self.head = head
             return [], before
-        if head.epoch != old.epoch or head.seq < old.seq:
+        if head.seq < old.seq or (head.epoch != old.epoch and not self.rewinds):
             self._broken("9 (epoch)", f"the log was rewound: {old} to {head}")
         fresh = self._fresh(held, old.seq, head.seq, pushed)
         self.current = dict(before)
@@ -410,6 +418,8 @@ class Ledger:
         """Laws 1 and 3: what is acknowledged is in the log, what is not is refused by name."""
         if not pushed.rows:
             return
+        if answer.get("resync") and not answer.get("acks") and "witness" in answer.get("features", ()):
+            return  # PROTOCOL 4.11: for one whose log was set back nothing is done before it has located
         # A refusal may be long only where that helps a person, so names are told clipped.
         refused = {(item["id"], item["version"]) for item in answer.get("refused", ())}
         acks = answer.get("acks")
@@ -421,7 +431,7 @@ class Ledger:
             is_kept = self.find(row) is not None or self._noop(row)
             if is_acked and not is_kept:
                 self._broken("3 (atomic)", f"{kind} {row.id} {row.version} is acknowledged and not in the log")
-            if acked is None and row.id in named[kind]:
+            if (acked is None and row.id in named[kind]) or ("taken" in answer and is_kept):
                 continue
             if not is_acked and (clip(row.id), clip(row.version)) not in refused:
                 others = [other.version for other in pushed.rows if other.id == row.id]

@@ -140,7 +140,7 @@ class Stage:
             def read(reads: Reads) -> Held:
                 return self.server.read(graph, reads)
 
-            self._ledgers[graph] = Ledger(read, self.broken, graph)
+            self._ledgers[graph] = Ledger(read, self.broken, graph, rewinds=True)
         return self._ledgers[graph]
 
     @property
