@@ -607,7 +607,9 @@ async def update(
 
 @verb("watch")
 async def watch(session: Session, client: BlowingOffClient) -> int:
-    """Stay connected: what others change comes in at once, what is changed here goes out at once.
+    """Stay connected and exchange changes at once.
+
+    What others change comes in as it is made, what is changed here goes out.
 
     It goes on until it is stopped with Ctrl-C, also while the server is away, and prints a line for each thing that
     happens.

@@ -450,7 +450,7 @@ def test_no_write_commits_in_a_version_that_was_switched_off_before_its_transact
     peer.decide(v2="disabled")
 
     with pytest.raises(RegistryChanged):
-        run(routed.handler.serve(routed.message, CONTEXT, routed.negotiation, routed.decided))
+        run(routed.handler.begin(routed.message, CONTEXT, routed.negotiation, routed.decided))
 
     assert 0 == run(read(peer.store, "default", Reads())).head.seq
 

@@ -320,7 +320,9 @@ def test_a_commit_that_fails_fails_only_for_whose_fault_it_is(site: Site) -> Non
             await add(tx, entity("bad"))
             connection = tx._connection  # type: ignore[attr-defined]
             connection.execute("PRAGMA defer_foreign_keys = ON")
-            connection.execute("INSERT INTO devices VALUES (99, 'd', 0, 0, '')")
+            connection.execute(
+                "INSERT INTO devices (graph, device, served, acked, mark, pushed) VALUES (99, 'd', 0, 0, '', '')"
+            )
 
     block = turn(site)
     before, bad, after = site.start(push(site, "a")), site.start(lambda: run(breaks())), site.start(push(site, "b"))
