@@ -95,7 +95,7 @@ class Keeper:
 
     def __init__(self, store: Store, path: Path, lend: Lend, *, journal: Journal | None, heads: bool) -> None:
         self.journal = journal
-        self.heads = Heads(path.with_name(f"{path.name}.heads")) if heads else None
+        self.heads = Heads(path) if heads else None
         self.happened: list[tuple[str, Event]] = []  # at the start, by graph
         self._store = store
         self._path = path
@@ -194,6 +194,8 @@ class Keeper:
         for end in ends_:
             run_now(self._notice(end))
         if self.heads is not None:
+            if self.journal is not None:
+                self.heads.keep_journal(self.journal.folder)
             for graph, known in self._graphs().items():
                 self.heads.put(graph, known.birth, known.head.cursor, known.head.stamp)
 

@@ -636,7 +636,7 @@ def test_an_end_that_is_torn_says_nothing(site: Site, torn: bytes) -> None:
     site.write("e1")
     backup = site.backup()
     site.write("e2")
-    [path] = Path(f"{site.path}.heads").iterdir()
+    [path] = Path(f"{site.path}.heads").glob("*.head")
     path.write_bytes(torn)
     site.set_back(backup)
 
@@ -644,10 +644,10 @@ def test_an_end_that_is_torn_says_nothing(site: Site, torn: bytes) -> None:
 
 
 def test_one_of_two_slots_is_always_whole(tmp_path: Path) -> None:
-    heads = Heads(tmp_path / "heads")
+    heads = Heads(tmp_path / "home.db")
     for seq in range(1, 6):
         heads.put("g", "b", Cursor("e", seq, bytes(16)), seq)
-        [path] = (tmp_path / "heads").iterdir()
+        [path] = (tmp_path / "home.db.heads").iterdir()
         data = path.read_bytes()
         for start in (0, SLOT):
             torn = data[:start] + b"\0" * 20 + data[start + 20 :]
@@ -659,7 +659,7 @@ def test_one_of_two_slots_is_always_whole(tmp_path: Path) -> None:
 
 
 def test_ends_of_many_graphs_need_few_open_files_and_no_name_is_too_long(tmp_path: Path) -> None:
-    heads = Heads(tmp_path / "heads")
+    heads = Heads(tmp_path / "home.db")
     for turn in range(2):
         for number in range(80):
             heads.put(f"g{number}", "b", Cursor("e", turn + 1, bytes(16)), 1)
