@@ -148,7 +148,7 @@ def discard_after(db: Path, journal: Path | None, as_json: bool) -> None:
     asyncio.run(store.close())
     if as_json:
         names = ("seq", "epoch")
-        told = [{"graph": graph} | {name: event.told[name] for name in names} for graph, event in store.happened]
+        told = [{"graph": graph, **{name: event.told[name] for name in names}} for graph, event in store.happened]
         click.echo(json.dumps({"discarded": told}))
         return
     for graph, event in store.happened:
