@@ -108,6 +108,11 @@ class Site:
     def client(self, name: str) -> BlowingOffClient:
         return BlowingOffClient(self.folder / f"{name}.blow", self.url, self.tokens[name], user=name, clock=self.clock)
 
+    def lose(self, name: str) -> None:
+        """The device is gone, and all that was kept on it."""
+        for end in ("", "-wal", "-shm"):
+            Path(self.folder / f"{name}.blow{end}").unlink(missing_ok=True)
+
     async def sync(self, *names: str) -> dict[str, Any]:
         """What each of our clients reported."""
         told = {}
@@ -232,8 +237,7 @@ async def test_without_a_journal_clients_give_back_all_they_had_written_or_been_
     # A second time, to the same backup; and this time what told where the log stood is lost, and a device is.
     before, seen = site.log(), site.log(current=True)
     site.set_back(backup, "heads")
-    for end in ("", "-wal", "-shm"):
-        Path(tmp_path / f"ann.blow{end}").unlink(missing_ok=True)
+    site.lose("ann")
     await site.sync("eve", "bob")
     again = await site.sync()
 
