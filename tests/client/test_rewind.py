@@ -131,12 +131,77 @@ async def what_was_acknowledged_before_it_was_pulled_comes_back() -> None:
     assert at.seq < 9
     home.use(backup)
 
-    await ann.sync()
-    assert [mine.version] == home.versions(mine.id)
+    report = await ann.sync()
+    assert (True, [mine.version]) == (report.rewound, home.versions(mine.id))
 
 
 async def test_what_was_acknowledged_before_the_cursor_got_there_comes_back() -> None:
     await what_was_acknowledged_before_it_was_pulled_comes_back()
+
+
+async def a_server_that_has_gone_past_its_client_is_noticed() -> None:
+    home = Home()
+    ann, bob = await lamps(home), client_of(home, "bob", clock=Clock(NOW + 3600 * SECOND))
+    await bob.sync()
+    backup = backup_of(home)
+    mine = await ann.add("device", "Mine")
+    await ann.sync()
+    home.use(backup)
+    for n in range(3):  # the log is longer now than it was, and says that it is the same
+        await bob.add("device", f"Bob's {n}")
+        await bob.sync()
+    report = await ann.sync()
+
+    assert (True, 1, 1) == (report.rewound, report.lost, report.offered)
+    assert [mine.version] == home.versions(mine.id)
+    assert 7 == len(await ann.find())
+
+
+async def test_a_server_that_was_set_back_and_has_gone_past_its_client_is_noticed() -> None:
+    await a_server_that_has_gone_past_its_client_is_noticed()
+
+
+async def nothing_is_passed_over_when_the_power_fails(folder: Path) -> None:
+    home = Home()
+    async with await lamps(home), client_of(home, "bob", path=folder / "bob.db") as bob:
+        real = bob.store._insert
+
+        def fails(copies: Any) -> None:
+            raise KeyboardInterrupt
+
+        bob.store._insert = fails  # type: ignore[method-assign]
+        with suppress(KeyboardInterrupt):
+            await bob.sync()
+        bob.store._insert = real  # type: ignore[method-assign]
+        await bob.sync()
+
+        assert ["Lamp 0", "Lamp 1", "Lamp 2"] == sorted(await names(bob))
+
+
+async def test_the_cursor_is_never_ahead_of_the_rows(tmp_path: Path) -> None:
+    await nothing_is_passed_over_when_the_power_fails(tmp_path)
+
+
+async def an_old_row_does_not_take_the_place_of_a_newer_one() -> None:
+    home = Home()
+    ann, bob = await lamps(home), client_of(home, "bob", clock=Clock(NOW + 3600 * SECOND))
+    await bob.sync()
+    [lamp, *_] = await ann.find()
+    backup = backup_of(home)
+    lost = await ann.change(lamp.id, patch={"n": -1})
+    await ann.sync()
+    home.use(backup)
+    since = await bob.change(lamp.id, patch={"n": -2})
+    await bob.sync()
+    reports = await all_sync(ann, bob)
+
+    assert [True, True] == [report.equal for report in reports]
+    assert content(since) == content(await ann.get(lamp.id)) == content(await bob.get(lamp.id))
+    assert {lost.version, since.version} <= set(home.versions(lamp.id))
+
+
+async def test_a_row_that_comes_back_does_not_take_the_place_of_a_newer_one() -> None:
+    await an_old_row_does_not_take_the_place_of_a_newer_one()
 
 
 async def a_late_answer_is_not_believed() -> None:
@@ -170,6 +235,42 @@ async def a_late_answer_is_not_believed() -> None:
 
 async def test_an_answer_from_before_the_server_was_set_back_is_not_believed() -> None:
     await a_late_answer_is_not_believed()
+
+
+async def an_old_answer_does_not_hide_a_loss() -> None:
+    home = Home()
+    ann = await lamps(home)
+    [lamp, *_] = await ann.find()
+    backup = backup_of(home)
+    inner, late = home.post, []
+
+    async def keeps(path: str, body: bytes) -> bytes:
+        late.append(await inner(path, body))
+        raise Unreachable("the answer takes its time")
+
+    async def comes_late(path: str, body: bytes) -> bytes:
+        home.post = inner  # type: ignore[method-assign]
+        return late.pop()
+
+    home.post = keeps  # type: ignore[method-assign]
+    with suppress(Unreachable):
+        await ann.sync()
+    home.post = inner  # type: ignore[method-assign]
+    rows = []
+    for n in range(3):
+        rows.append(await ann.change(lamp.id, patch={"n": -n}))
+        await ann.sync()
+    home.use(backup)
+    home.post = comes_late  # type: ignore[method-assign]
+    with suppress(BadAnswer):
+        await ann.sync()  # by what it is told, the log is where it was before it wrote
+    await all_sync(ann)
+
+    assert {row.version for row in rows} <= set(home.versions(lamp.id))
+
+
+async def test_an_old_answer_does_not_hide_that_a_server_was_set_back() -> None:
+    await an_old_answer_does_not_hide_a_loss()
 
 
 async def test_an_answer_to_another_message_changes_nothing() -> None:

@@ -163,6 +163,24 @@ def test_nothing_is_acknowledged_that_the_journal_does_not_hold(site: Site, code
     assert {"e1", "e2", "e3"} == names(site.held())
 
 
+def what_is_acknowledged_outlives_the_database(site: Site) -> None:
+    """At the moment of every ack the machine is taken away, and what is left is the journal."""
+    site.write("e0")
+    backup = site.backup()
+    store = site.open()
+    for number in range(1, 4):
+        run(commit(store, "g", entity(f"e{number}", "v1")))
+        left = Site(site.path.with_name(f"left-{number}"))
+        left.path.parent.mkdir()
+        shutil.copy(backup, left.path)
+        shutil.copytree(site.journal.folder, left.journal.folder)
+        assert {f"e{n}" for n in range(number + 1)} == names(left.held())
+
+
+def test_what_is_acknowledged_is_in_the_journal(site: Site) -> None:
+    what_is_acknowledged_outlives_the_database(site)
+
+
 def test_every_commit_is_on_the_disk_once_and_what_is_only_a_help_is_not_waited_for(site: Site) -> None:
     disk = Disk()
     store = site.open(journal=Journal(f"{site.path}.journal", sync=disk))
