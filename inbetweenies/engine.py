@@ -69,6 +69,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     open: frozenset[tuple[Kind, str]] = frozenset()
     conflicts: tuple[Conflict, ...] = ()
     current: dict[tuple[Kind, str], Row] = {}
+    versions: dict[tuple[Kind, str, str], Row] = {}
 
 
 # --- the course of one request ------------------------------------------------------------------------------------
@@ -586,6 +587,7 @@ class _Work:
             open=frozenset(self.open),
             conflicts=tuple(self.conflicts),
             current=self.current,
+            versions=self.versions,
         )
 
 
@@ -669,7 +671,7 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
         more=more,
         resync=resync,
         acks=decision.acks,
-        taken=rewind.taken(request, decision.acks, decision.current) if rewind.FEATURE in request.features else {},
+        taken=rewind.taken(request, decision.acks, decision.versions) if rewind.FEATURE in request.features else {},
         refused=decision.refused,
         open=decision.open,
         conflicts=decision.conflicts,

@@ -424,8 +424,8 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
     `rows` are current rows in commit order, entities and edges; `unread` comes before them. The answer covers the log
     up to `served`; `more` says that a later page follows. `resync` says that the peer's cursor was not of this log:
     `rows` start anew, or, for a peer that has a witness, nothing was done and it should locate. `taken` maps what was
-    acked and is current as it was sent to its hash. `device_forked`: another copy of this device has pushed as well.
-    `open` names in full the ids of which something was refused, which `refused` may name in short.
+    offered and is stored as it was sent to what stands for it. `device_forked`: another copy of this device has pushed
+    as well. `open` names in full the ids of which something was refused, which `refused` may name in short.
     """
 
     head: Head
@@ -476,8 +476,9 @@ class Answer(Struct, frozen=True, kw_only=True):
     """What a server said to an `Ask`.
 
     `acks` is None from a server that only names ids (`applied`, `applied_relationships`); `taken` names rows by eight
-    bytes each. `digest` and `head` are None from a server without features. `server_time` is in microseconds, None when
-    missing or no time. `request` is the name of the message that this answers.
+    bytes each, and says which of them are current. `digest` and `head` are None from a server without features.
+    `server_time` is in microseconds, None when missing or no time. `request` is the name of the message that this
+    answers.
     """
 
     protocol_version: str
@@ -495,7 +496,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     head: str | None = None
     features: frozenset[str] = frozenset()
     request: str | None = None
-    taken: frozenset[bytes] = frozenset()
+    taken: dict[bytes, bool] = {}
     common: str | None = None
     listing: bytes | None = None
     discarded: bool = False

@@ -534,8 +534,9 @@ def _terminal(answer: Answer, sent: Iterable[Pending]) -> list[Pending]:
 def _heads(answer: Answer, terminal: Iterable[Pending]) -> dict[Key, str]:
     """The row that is current on the server now, for every id that the answer acknowledges."""
     if answer.acks is not None:
-        taken = {item.copy.key: item.copy.version for item in terminal if rewind.short(item.copy.hash) in answer.taken}
-        return taken | {(ack.kind, ack.id): ack.head for ack in answer.acks if ack.head is not None}
+        now = [item.copy for item in terminal if answer.taken.get(rewind.short(item.copy.hash))]
+        heads = {copy.key: copy.version for copy in now}
+        return heads | {(ack.kind, ack.id): ack.head for ack in answer.acks if ack.head is not None}
     # A server that only names ids took what it was sent, as far as can be known before the next pull.
     lost = {conflict.entity_id: conflict.resolved_version for conflict in answer.conflicts}
     return {item.copy.key: lost.get(item.copy.id, item.copy.version) for item in terminal}

@@ -8,7 +8,7 @@ equal rows before it. The epoch is for people, and to tell a loss that is known 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Final
 
@@ -55,7 +55,7 @@ PLACES_KEPT: Final = 48  # of a log of a million rows
 
 ANY: Final = ""  # stands for whatever push the server may know of
 
-_PLAIN: Final = frozenset({"applied", "fast_forward", "dup"})
+_PLAIN: Final = frozenset({"applied", "fast_forward", "dup", "superseded"})  # is stored as it was sent
 _PREFIX: Final = re.compile(r"(?:[0-9a-f]{2}){0,6}")
 
 
@@ -300,19 +300,22 @@ def _compare(prefixes: tuple[str, ...], head: Head) -> Plan[SyncResponse]:
 
 
 def taken(
-    request: SyncRequest, acks: Iterable[Ack], current: dict[tuple[Kind, str], Row]
+    request: SyncRequest, acks: Iterable[Ack], versions: Mapping[tuple[Kind, str, str], Row]
 ) -> dict[tuple[Kind, str, str], bytes]:
-    """PROTOCOL 4.14: of the rows that were offered, those that are stored to the letter and are current. There can be
-    many, and the hash of each says all that its ack does."""
+    """PROTOCOL 4.14: of the rows that were offered, those that are stored to the letter, if what is current of their
+    ids is one of them as well. There can be many, and eight bytes of each say all that its ack does."""
     offered: set[tuple[Kind, str, str]] = set()
     for change in request.changes:
         if change.offered:
             offered.update(("edge", edge.id, edge.version) for edge in change.relationships)
             if change.entity is not None:
                 offered.add(("entity", change.entity.id, change.entity.version))
-    plain = [ack for ack in acks if ack.outcome in _PLAIN and ack.head == ack.version]
-    named = [key for ack in plain if (key := (ack.kind, ack.id, ack.version)) in offered]
-    return {key: current[key[0], key[1]].hash for key in named}
+    plain = {key: ack for ack in acks if ack.outcome in _PLAIN and (key := (ack.kind, ack.id, ack.version)) in offered}
+    return {
+        key: short(versions[key].hash, ack.head == ack.version)
+        for key, ack in plain.items()
+        if (ack.kind, ack.id, ack.head) in plain
+    }
 
 
 def skipped(seq: int, ranges: Iterable[tuple[int, int]]) -> bool:

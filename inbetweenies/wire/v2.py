@@ -159,7 +159,7 @@ class ChangeOut(Struct, kw_only=True, gc=False):
 
     change_type: ChangeType
     entity: Raw | None
-    relationships: list[Raw]
+    relationships: list[Raw] | UnsetType
     offered: bool | UnsetType = UNSET
     aside: bool | UnsetType = UNSET
 
@@ -586,7 +586,7 @@ class V2:
                 head=str(response.head.cursor) if modern and response.more else UNSET,
                 features=sorted(FEATURES if watched else FEATURES - {rewind.FEATURE}) if modern else UNSET,
                 request_id=message.request_id if watched and message.request_id is not None else UNSET,
-                taken=b"".join([rewind.short(hash_) for hash_ in response.taken.values()]) or UNSET,
+                taken=b"".join(response.taken.values()) or UNSET,
                 common=UNSET if located is None else None if located.common is None else str(located.common),
                 listing=UNSET if located is None else located.listing,
                 discarded=UNSET if located is None or not located.discarded else True,
@@ -689,7 +689,7 @@ class V2:
             head=answer.head,
             features=frozenset(answer.features),
             request=answer.request_id,
-            taken=frozenset(entry for entry, _ in rewind.entries(answer.taken)),
+            taken=dict(rewind.entries(answer.taken)),
             common=answer.common,
             listing=answer.listing,
             discarded=answer.discarded,
@@ -704,7 +704,8 @@ def _change_out(change: Change) -> ChangeOut:
     return ChangeOut(
         change_type="delete" if change.delete else kind,
         entity=None if entity is None else Raw(_encode(entity)),
-        relationships=[Raw(_encode(edge)) for edge in change.relationships],
+        # What is offered goes only to servers that need not be told what is not there.
+        relationships=[Raw(_encode(edge)) for edge in change.relationships] or (UNSET if change.offered else []),
         offered=change.offered or UNSET,
         aside=bool(change.aside) or UNSET,
     )

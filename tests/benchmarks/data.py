@@ -15,7 +15,7 @@ from inbetweenies.wire import load
 MADE = 1_760_000_000_000_000  # microseconds; when the home was entered
 SECOND = 1_000_000
 USER = "ann"
-FEATURES = frozenset({"paging", "acks", "digest", "edges"})
+FEATURES = frozenset({"paging", "acks", "digest", "edges", "witness"})
 V1 = "inbetweenies-v1"
 V2 = "inbetweenies-v2"
 

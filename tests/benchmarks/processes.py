@@ -56,11 +56,11 @@ class Process:
 class Server(Process):
     """`inbetweenies serve` on `db`, with real tokens and real HTTP over loopback."""
 
-    def __init__(self, db: Path) -> None:
+    def __init__(self, db: Path, *options: str) -> None:
         self.db = db
         self._tokens: dict[str, str] = {}
         self.token("default")  # before it starts, or it remarks that there are none
-        super().__init__("inbetweenies.cli", "serve", "--db", str(db), "--port", "0")
+        super().__init__("inbetweenies.cli", "serve", "--db", str(db), "--port", "0", *options)
         self.url = self.said.rpartition(" ")[2]
 
     def token(self, graph: str) -> str:

@@ -6,6 +6,7 @@ authentication and fsync included. Every answer is checked for what it should ho
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Callable
@@ -18,13 +19,18 @@ from typing import Any, Final, Self
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from blowing_off import BlowingOffClient, HttpTransport, SyncReport
 from blowing_off.store import LocalStore
 from inbetweenies.asgi.discovery import registry_headers, version_headers
-from inbetweenies.exchange import Asked
+from inbetweenies.engine import serve
+from inbetweenies.exchange import Asked, run
 from inbetweenies.limits import Limits, gate
+from inbetweenies.model import Change, Context, SyncRequest, body_of
 from inbetweenies.replica import State, copy_of
 from inbetweenies.router import ProtocolFallback
+from inbetweenies.stores.sqlite import SqliteStore
 from inbetweenies.wire import load, v2
 
 from . import data, live
@@ -54,6 +60,8 @@ class Sizes(Struct, frozen=True, kw_only=True):
     many: int = 10_000
     huge: int = 100_000
     small: int = 1_000
+    lost: int = 170
+    commits: int = 400
     delta: int = 10
     clients: int = 16
     batches: int = 64
@@ -71,6 +79,8 @@ QUICK: Final = Sizes(
     many=100,
     huge=300,
     small=100,
+    lost=10,
+    commits=5,
     clients=4,
     devices=3,
     idle=5,
@@ -188,6 +198,43 @@ def codec_decode(bench: Bench) -> list[Row]:
     values, floors = in_turns(bench.sizes.short_turns, *_often(5, ours, lambda: plain.decode(body)))
     note = f"CPU in this process; {len(body) / 1024:.0f} KiB, {bench.sizes.message:,} entities with an edge each"
     return [held_against("codec_decode", values, floors, unit="ms", scale=MS, most=3, note=note)]
+
+
+def journal_write(bench: Bench) -> list[Row]:
+    """Pushes of one row each, decided and committed with journal and chain, over the same without a journal."""
+    changes = [data.renamed(change, "journal-") for change in data.home(bench.sizes.commits)]
+    batches = [data.renamed(change, "batch-") for change in data.home(max(bench.sizes.commits, 100))]
+
+    def works(*pushes: tuple[Change, ...]) -> list[Callable[[], float]]:
+        return [partial(_committed, bench.path("journal"), pushes, journal) for journal in (True, False)]
+
+    ones = works(*((replace(change, relationships=()),) for change in changes))
+    values, floors = in_turns(bench.sizes.short_turns, *ones)
+    many = in_turns(bench.sizes.short_turns, *works(*_chunks(tuple(batches), 100)))
+    ratio = held_against("", *many, unit="", most=1.5, note="").figure.ratio or 0.0
+    note = (
+        f"CPU in this process from the typed request to the end of its transaction, fsync included, without HTTP;"
+        f" {len(changes):,} pushes, each a commit of one row; in pushes of 100 entities with an edge each {ratio:.2f}x"
+    )
+    return [held_against("journal_write", values, floors, unit="ms", scale=MS, most=1.5, note=note)]
+
+
+def _committed(db: Path, pushes: tuple[tuple[Change, ...], ...], journal: bool) -> float:
+    """CPU seconds that it takes to commit these pushes to a new database."""
+    db = db.with_name(f"{db.stem}-{time.monotonic_ns()}.db")
+    context = Context(graph=_GRAPH, now=time.time_ns() // 1_000)
+
+    async def commit(store: SqliteStore) -> None:
+        for changes in pushes:
+            request = SyncRequest(device="bench", user=data.USER, features=data.FEATURES, changes=changes)
+            async with store.transaction(_GRAPH, write=True) as tx:
+                told = await run(serve(request, context), tx)
+            assert len(told.acks) == sum(1 + len(change.relationships) for change in changes)
+
+    store = SqliteStore(db, journal=journal, heads=journal)
+    used = own_cpu(lambda: asyncio.run(commit(store)))
+    asyncio.run(store.close())
+    return used
 
 
 def route(bench: Bench) -> list[Row]:
@@ -425,6 +472,79 @@ def _seed(db: Path, entities: int) -> None:
         store.write(copy_of(edge) for change in changes for edge in change.relationships)
 
 
+def recover_170_of_10k(bench: Bench) -> list[Row]:
+    """A server is set back to a backup, without a journal, and a client that saw what came later gives it back."""
+    lost, many = bench.sizes.lost, bench.sizes.many
+    db, first = bench.path("server"), bench.path("client")
+    with Server(db, "--no-journal") as server:
+        bench.fill(_GRAPH, many, server)
+        _synced(server, first)
+    besides: list[float] = []
+    messages: list[float] = []
+    told: list[str] = []
+    edits = [data.edited(change, 1 + number) for number, change in enumerate(data.home(many)[-lost:])]
+    rows = sum(len(body_of(change.entity)) for change in edits if change.entity is not None)
+    for sessions in (1, 17, lost, 0):
+        after, client = bench.path("server"), bench.path("client")
+        shutil.copy(db, after)
+        if sessions:
+            shutil.copy(first, client)
+        with Server(after, "--no-journal") as server, server.peer(_GRAPH) as peer:
+            for changes in _chunks(tuple(edits), -(-lost // max(sessions, 1))):
+                assert len(_told.decode(peer.post(data.push(changes))).applied) == len(changes)
+                if sessions:
+                    _synced(server, client)
+            if not sessions:
+                _synced(server, client)
+        for end in ("", "-wal", "-shm"):
+            after.with_name(f"{after.name}{end}").unlink(missing_ok=True)
+        shutil.copy(db, after)
+        with Server(after, "--no-journal") as server:
+            report, size = _synced(server, client)
+        assert (report.lost, report.offered, report.pulled, report.pending) == (lost, lost, 0, 0)
+        assert (report.rewound, report.equal) == (True, True)
+        besides.append((size - rows) / 1024)
+        messages.append(float(report.messages))
+        told.append(f"{besides[-1]:.1f} KB in {report.messages}" + ("" if sessions else " for its first sync"))
+    note = (
+        f"{lost} of {2 * many:,} rows, {rows / 1024:.0f} KB of them, both directions together, bodies without HTTP"
+        f" headers, heard by the client in 1, 17 and {lost} syncs, and by one that came after the backup:"
+        f" {', '.join(told)}"
+    )
+    return [
+        bounded("recover_170_of_10k", [max(besides)], unit="KB", most=25, note=f"besides the rows, the worst; {note}"),
+        bounded("recover_170_of_10k.messages", [max(messages)], unit="", most=4, note="there and back; the worst"),
+    ]
+
+
+def _synced(server: Server, db: Path) -> tuple[SyncReport, int]:
+    """What one sync of the client in `db` reports, and how many bytes of bodies went over the wire for it."""
+
+    async def synced() -> tuple[SyncReport, int]:
+        async with HttpTransport(server.url, server.token(_GRAPH)) as http:
+            counted = _Counted(http)
+            async with BlowingOffClient(db, transport=counted, user=data.USER) as client:
+                return await client.sync(), counted.size
+
+    return asyncio.run(synced())
+
+
+class _Counted:
+    """A transport that counts the bytes of bodies."""
+
+    def __init__(self, inner: HttpTransport) -> None:
+        self.inner = inner
+        self.size = 0
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        answer = await self.inner.post(path, body)
+        self.size += len(body) + len(answer)
+        return answer
+
+    async def get(self, path: str) -> bytes:
+        return await self.inner.get(path)
+
+
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
@@ -645,11 +765,13 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     scenario.__name__: scenario
     for scenario in (
         codec_decode,
+        journal_write,
         route,
         negotiate,
         push_10k,
         pull_10k,
         sync_10k,
+        recover_170_of_10k,
         delta_10_in_100k,
         idle_pull,
         v1_full_10k,

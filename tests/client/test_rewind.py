@@ -164,15 +164,13 @@ async def test_a_server_that_was_set_back_and_has_gone_past_its_client_is_notice
 async def nothing_is_passed_over_when_the_power_fails(folder: Path) -> None:
     home = Home()
     async with await lamps(home), client_of(home, "bob", path=folder / "bob.db") as bob:
-        real = bob.store._insert
 
-        def fails(copies: Any) -> None:
+        def fails(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        bob.store._insert = fails  # type: ignore[method-assign]
-        with suppress(KeyboardInterrupt):
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(bob.store, "_insert", fails)
             await bob.sync()
-        bob.store._insert = real  # type: ignore[method-assign]
         await bob.sync()
 
         assert ["Lamp 0", "Lamp 1", "Lamp 2"] == sorted(await names(bob))

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from blowing_off import client as clients
 from blowing_off import recovery, store
-from inbetweenies import engine, rewind
+from inbetweenies import engine, replica, rewind
 from inbetweenies.model import Cursor, Held
 from inbetweenies.replica import Absorbed, Known
 from inbetweenies.stores.keeper import Committed, Keeper
@@ -49,7 +49,7 @@ def epoch_that_comes_back_with_the_backup(patch: Patch) -> None:
 
 def cursor_for_a_witness(patch: Patch) -> None:
     """A client remembers how far it has read, and not what was acknowledged beyond that."""
-    real = clients.compose
+    real = replica.compose
 
     def compose(*args: Any, **options: Any) -> Any:
         ask, sent = real(*args, **options)

@@ -365,7 +365,7 @@ def test_a_row_comes_back_as_it_was_and_says_who_brought_it(lab: Lab) -> None:
     stored = lab.held(Reads(entities=("lamp",))).entities["lamp"]
 
     assert [("lamp", "fast_forward")] == [(ack.id, ack.outcome) for ack in answer.acks]
-    assert {("entity", "lamp", row.version): stored.hash} == answer.taken
+    assert {("entity", "lamp", row.version): rewind.short(stored.hash, current=True)} == answer.taken
     assert (row, "peer", NOW + SECOND) == (stored.entity(), stored.via, stored.edit)
     [event] = lab.events
     assert ("offer", {"epoch": lab.head.epoch, "by": "peer", "rows": 1}) == (event.kind, event.told)
@@ -375,6 +375,26 @@ def test_a_row_comes_back_as_it_was_and_says_who_brought_it(lab: Lab) -> None:
     assert [event] == lab.events
     lab.offer(lamp(2, row), common=common)
     assert [2] == [event.told["rows"] for event in lab.events]
+
+
+def test_what_is_kept_to_the_letter_is_told_in_short_and_the_rest_in_full(lab: Lab) -> None:
+    """In full means by an ack, which says what is current in its place."""
+    first, second = lamp(1, on=1), lamp(2, lamp(1), on=2)
+    other = after(ROOM, 1)
+    common = lost(lab, first, second, other)
+    lab.write(after(ROOM, 900, name="Meanwhile"))
+    tie = edge("e", second, ROOM, at(3))
+    answer = lab.offer(first, second, other, tie, common=common)
+    shorts = [("lamp", first.version, False), ("lamp", second.version, True), ("e", tie.version, True)]
+
+    assert [(id_, version, bool(told[-1] & 1)) for (_, id_, version), told in answer.taken.items()] == shorts
+    assert ["room"] == [ack.id for ack in answer.acks if (ack.kind, ack.id, ack.version) not in answer.taken]
+    # What comes last of an id is not what is current, if somebody else wrote that.
+    alone = lab.offer(first, common=common)
+    assert {} == alone.taken
+    assert [second.version] == [ack.head for ack in alone.acks]
+    # A row of its own is acknowledged in full.
+    assert {} == lab.say(changes=(Change(entity=lamp(4, second)),)).taken
 
 
 def test_what_a_row_took_the_place_of_in_the_lost_log_it_takes_the_place_of_again(lab: Lab) -> None:
