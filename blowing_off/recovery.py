@@ -32,6 +32,10 @@ class Recovery:
         """The file."""
 
     @abstractmethod
+    def _border(self) -> AbstractContextManager[None]:
+        """What exceptions of SQLite's do not get past."""
+
+    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """Everything inside becomes durable together, or none of it."""
 
@@ -55,7 +59,8 @@ class Recovery:
 
     def places(self) -> list[Cursor]:
         """Places of the server's log that were heard of, oldest first (PROTOCOL 10.8)."""
-        return places_of(self._db)
+        with self._border():
+            return places_of(self._db)
 
     def heard(self, rows: Iterable[tuple[Kind, str, str, bytes, int]]) -> None:
         """These rows are in the server's log, none after the seq that comes with it (PROTOCOL 10.8)."""
@@ -76,7 +81,8 @@ class Recovery:
 
     def theirs(self) -> list[tuple[str, Key, bytes]]:
         """The place, the id and the hash of each row that the server is known to hold as current (PROTOCOL 10.13)."""
-        found = self._db.execute("SELECT kind, id, theirs_hash FROM pointers WHERE theirs_hash NOTNULL").fetchall()
+        with self._border():
+            found = self._db.execute("SELECT kind, id, theirs_hash FROM pointers WHERE theirs_hash NOTNULL").fetchall()
         return [(rewind.place_of(kind, id_), (kind, id_), hash_) for kind, id_, hash_ in found]
 
     # --- what is given back ---------------------------------------------------------------------------------------
