@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from .cli_log import log, sentence, status
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
 from .model import format_time
@@ -79,6 +80,8 @@ def commands() -> None:
 
 commands.add_command(versions)
 commands.add_command(census_command)
+commands.add_command(status)
+commands.add_command(log)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------
@@ -95,6 +98,13 @@ commands.add_command(census_command)
 @click.option("--min-client-version", default=None, help="The oldest release of clients that discovery tells.")
 @click.option("--latest-client-version", default=None, help="The newest release of clients that discovery tells.")
 @click.option("--docs", default=None, help="URL that refusals name: which release speaks which wire version.")
+@click.option(
+    "--journal",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Where every commit is written once more before it is acknowledged; by default beside the database.",
+)
+@click.option("--no-journal", is_flag=True, help="Keep none: what a restored database lacks, only clients give back.")
 def serve(
     db: Path,
     host: str,
@@ -104,11 +114,14 @@ def serve(
     min_client_version: str | None,
     latest_client_version: str | None,
     docs: str | None,
+    journal: Path | None,
+    no_journal: bool,
 ) -> None:
     """Serve the graphs in a database file, which is made if there is none.
 
     Prints `listening on http://…` once it does; stops on SIGTERM and Ctrl-C. Tokens are made with
     `inbetweenies token create`. With INBETWEENIES_ADMIN_PASSWORD set, clients may also log in with that password.
+    A database that was set back to a backup gets what it lacks from its journal, and the rest from clients.
     """
     from .auth import SqliteTokens, is_loopback
     from .router import ProtocolFallback
@@ -119,6 +132,8 @@ def serve(
             f"--no-auth: expected a loopback --host such as 127.0.0.1; got {host}, where other machines could read and "
             "write everything: leave --no-auth out and make tokens, or listen on 127.0.0.1"
         )
+    if journal is not None and no_journal:
+        raise click.UsageError("expected --journal or --no-journal; got both")
     try:
         from .asgi import app, run
     except ImportError as error:
@@ -126,7 +141,9 @@ def serve(
             f"expected {error.name}; not installed: pip install 'inbetweenies[server]'"
         ) from None
 
-    store = SqliteStore(db)
+    store = SqliteStore(db, journal=not no_journal if journal is None else journal)
+    for name, event in store.happened:
+        click.echo(f"{name}: {sentence(event)}", err=True)
     with closing(SqliteTokens(db)) as tokens:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))

@@ -83,7 +83,7 @@ def _in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
 
     if not db.exists():
         raise click.ClickException(f"expected a database at {db}; got no file: see --db")
-    store = SqliteStore(db)
+    store = SqliteStore(db, journal=False, heads=False)  # where these are is the server's business
 
     async def done() -> T:
         try:

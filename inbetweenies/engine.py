@@ -125,8 +125,10 @@ def reads(request: SyncRequest) -> Reads:
         versions.append(("entity", edge.from_entity_id, edge.from_entity_version))
         versions.append(("entity", edge.to_entity_id, edge.to_entity_version))
         versions.append(("edge", edge.id, edge.version or edge_version(edge)))
+    back = [edge for change in request.changes if change.offered for edge in change.relationships]
+    joined = [end for edge in back for end in (edge.from_entity_id, edge.to_entity_id)]
     return Reads(
-        entities=tuple({entity.id: None for entity in entities}),
+        entities=tuple(dict.fromkeys([*(entity.id for entity in entities), *joined])),
         edges=tuple({edge.id: None for edge in edges}),
         versions=tuple(dict.fromkeys(versions)),
         chains=rewind.asks(request),
@@ -413,13 +415,14 @@ class _Work:
         if known is not None and known.hash == hash_:
             self.ack("edge", named.id, edge.version, "dup")
             return
-        ends = (
+        ends: tuple[tuple[Kind, str, str], ...] = (
             ("entity", named.from_entity_id, named.from_entity_version),
             ("entity", named.to_entity_id, named.to_entity_version),
         )
         for end, field in zip(ends, ("from_entity_id", "to_entity_id"), strict=True):
-            if end not in self.versions:
-                # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
+            if end not in self.versions and not (self.offered and end[:2] in self.current):
+                # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again. But the row at the
+                # end of an edge that comes back may be one that nobody holds any more (4.14).
                 detail = "the endpoint's row is not stored here yet; send the edge again when it is"
                 self.refuse("edge", edge.id, refused(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
                 return

@@ -172,6 +172,9 @@ class Commits:
                 told = StoreError(f"expected what is committed to be kept outside as well; it was not: {error}")
                 self._end(shared, told, sound=True)
                 raise told from error
+            except BaseException as error:
+                self._end(shared, error, sound=True)
+                raise
         self._end(shared, None, sound=True)
 
     def _end(self, shared: Shared, error: BaseException | None, *, sound: bool) -> None:

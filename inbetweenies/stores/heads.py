@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -21,6 +22,7 @@ from .journal import framed, payload_at
 
 SLOT: Final = 4096  # each file has two and writes them in turns, so that one of them is always whole
 OPEN_MAX: Final = 64
+_JOURNAL: Final = "journal"
 
 
 class End(Struct, array_like=True, frozen=True):
@@ -37,11 +39,24 @@ _encode = msgspec.msgpack.Encoder().encode
 _end = msgspec.msgpack.Decoder(End)
 
 
-class Heads:
-    """The files in `folder`, made when something is first written there."""
+def journal_of(database: Path) -> Path:
+    """Where a server last kept the journal of a database; beside it if nobody said otherwise."""
+    beside = database.absolute().with_name(f"{database.name}.journal")
+    try:
+        return Path((_folder(database) / _JOURNAL).read_text(errors="surrogateescape"))
+    except OSError:
+        return beside
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+
+def _folder(database: Path) -> Path:
+    return database.absolute().with_name(f"{database.name}.heads")
+
+
+class Heads:
+    """The files beside `database`, made when something is first written there."""
+
+    def __init__(self, database: Path) -> None:
+        self.folder = _folder(database)
         self._open: OrderedDict[str, tuple[BinaryIO, int]] = OrderedDict()  # with the n that was written last
 
     def put(self, graph: str, birth: str, cursor: Cursor, stamp: int) -> None:
@@ -67,6 +82,15 @@ class Heads:
 
     def _path(self, graph: str) -> Path:
         return self.folder / f"{sha256(graph.encode()).hexdigest()[:32]}.head"
+
+    def keep_journal(self, folder: Path) -> None:
+        """Remember where the journal is, for those who look for it later."""
+        with suppress(OSError):
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            file = self.folder / _JOURNAL
+            if not file.exists() or file.read_text(errors="surrogateescape") != str(folder):
+                os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+                file.write_text(str(folder), errors="surrogateescape")
 
     def all(self) -> list[End]:
         """What is known of every graph."""

@@ -191,6 +191,7 @@ class Journal:
         self._sync = sync
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._doubtful = False
 
     # --- writing
 
@@ -201,20 +202,26 @@ class Journal:
             StoreFull, StoreError: they are not, or it is not known.
         """
         with self._lock, self._border("write to"):
-            descriptor = self._current(opening)
-            self._write(descriptor, b"".join([framed(_encode(record)) for record in records]))
-            if durable:
-                self._sync(descriptor)
+            try:
+                descriptor = self._current(opening)
+                self._write(descriptor, b"".join([framed(_encode(record)) for record in records]))
+                if durable:
+                    self._sync(descriptor)
+            except OSError:
+                # What this file holds is not known any more, and asking for it to be durable again would not help.
+                self._doubtful = True
+                raise
 
     def _current(self, opening: Callable[[], Opening]) -> int:
         """The segment to write to: the newest there is, whoever made it, or if that is full the next one."""
-        if self._descriptor is not None and os.fstat(self._descriptor).st_size < self._segment_bytes:
+        known = self._descriptor is not None and not self._doubtful
+        if known and self._descriptor is not None and os.fstat(self._descriptor).st_size < self._segment_bytes:
             return self._descriptor
         self.close()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self.segments()
         number = int(found[-1].stem) if found else 0
-        if not found or found[-1].stat().st_size >= self._segment_bytes:
+        if not found or self._doubtful or found[-1].stat().st_size >= self._segment_bytes:
             number += 1
         path = self.folder / f"{number:08d}{SUFFIX}"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
@@ -224,6 +231,7 @@ class Journal:
             self._sync(descriptor)
             self._sync_folder()
             self.prune()
+        self._doubtful = False
         return descriptor
 
     def _sync_folder(self) -> None:

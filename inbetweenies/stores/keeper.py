@@ -95,13 +95,13 @@ class Keeper:
 
     def __init__(self, store: Store, path: Path, lend: Lend, *, journal: Journal | None, heads: bool) -> None:
         self.journal = journal
-        self.heads = Heads(path.with_name(f"{path.name}.heads")) if heads else None
+        self.heads = Heads(path) if heads else None
         self.happened: list[tuple[str, Event]] = []  # at the start, by graph
         self._store = store
         self._path = path
         self._lend = lend
         self._silent = False
-        self._behind: set[str] = set()  # graphs with commits that the journal could not take
+        self._behind: dict[str, Cursor] = {}  # how far the journal holds graphs of which it could not take a commit
 
     def close(self) -> None:
         """Let go of files."""
@@ -128,27 +128,37 @@ class Keeper:
                     self.heads.put(one.graph, one.birth, one.head.cursor, one.head.stamp)
 
     def _write(self, journal: Journal, commits: Sequence[Committed]) -> None:
-        behind = [one for one in commits if one.graph in self._behind]
-        told = [one for one in commits if one.graph not in self._behind and (one.grew or one.pushed)]
-        self._behind.update(one.graph for one in told)
-        for one in behind:
-            known = ends(journal.newest()).get(one.graph)
-            self._catch_up(journal, one.graph, one.birth, NOWHERE if known is None else known[1], one.head)
-        if told:
-            records = [commit_of(one.graph, one.birth, one.before, one.head.cursor, one.writes) for one in told]
-            journal.append(records, opening=self._opening, durable=any(one.grew for one in told))
-        self._behind.difference_update(one.graph for one in commits)
+        ends_: dict[str, Committed] = {}
+        records: list[Commit] = []
+        durable = False
+        behind = dict(self._behind)
+        for one in commits:
+            if one.graph in behind:
+                ends_[one.graph] = one
+            elif one.grew or one.pushed:
+                self._behind.setdefault(one.graph, one.before)  # until it is known to be kept
+                records.append(commit_of(one.graph, one.birth, one.before, one.head.cursor, one.writes))
+                durable |= one.grew
+        records += [self._missed(one, behind[graph]) for graph, one in ends_.items()]
+        if records:
+            journal.append(records, opening=self._opening, durable=durable or bool(ends_))
+        for one in commits:
+            self._behind.pop(one.graph, None)
+
+    def _missed(self, one: Committed, end: Cursor) -> Commit:
+        """All that a graph's log holds after `end`, as one record."""
+        writes = run_now(self._between(one.graph, end.seq, one.head))
+        return commit_of(one.graph, one.birth, end, one.head.cursor, (writes,))
 
     def _opening(self) -> Opening:
         heads = {name: (known.birth, known.head.cursor) for name, known in self._graphs().items()}
         return Opening(str(self._path), heads)
 
     def _catch_up(self, journal: Journal, graph: str, birth: str, end: Cursor, head: Head) -> None:
-        """Put into the journal what the log holds after `end`."""
+        """Put into the journal what the log holds after `end`, where it ends there."""
         if end.seq < head.seq:
-            writes = run_now(self._between(graph, end.seq, head))
-            record = commit_of(graph, birth, end, head.cursor, (writes,))
-            journal.append([record], opening=self._opening, durable=True)
+            missed = self._missed(Committed(graph=graph, birth=birth, before=end, head=head, writes=()), end)
+            journal.append([missed], opening=self._opening, durable=True)
 
     async def _between(self, graph: str, after: int, head: Head) -> Writes:
         async with self._store.transaction(graph, write=False) as tx:
@@ -184,6 +194,8 @@ class Keeper:
         for end in ends_:
             run_now(self._notice(end))
         if self.heads is not None:
+            if self.journal is not None:
+                self.heads.keep_journal(self.journal.folder)
             for graph, known in self._graphs().items():
                 self.heads.put(graph, known.birth, known.head.cursor, known.head.stamp)
 

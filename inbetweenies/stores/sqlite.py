@@ -443,8 +443,8 @@ class _Transaction(BaseTransaction):
 
     def _commit(self) -> None:
         if self.writable:
-            if self._written:
-                self._shared.written.append(self._committed())
+            # Also if nothing was written: what is held already may not be acknowledged before it is kept outside, too.
+            self._shared.written.append(self._committed())
             self._file.commits.done(self._shared)
             return
         try:

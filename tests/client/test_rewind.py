@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from itertools import count, cycle
@@ -731,5 +732,5 @@ class Setbacks(RuleBasedStateMachine):
             run(client.close())
 
 
-Setbacks.TestCase.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)
+Setbacks.TestCase.settings = settings(max_examples=int(os.environ.get("DEEP_EXAMPLES", "50")), stateful_step_count=25)
 TestSetbacks = Setbacks.TestCase

@@ -483,6 +483,21 @@ def test_an_edge_takes_the_place_again_of_what_it_followed_whatever_its_clock_sa
     assert lost_value == lab.held(Reads(edges=("e",))).edges["e"].relationship()
 
 
+def test_an_edge_comes_back_between_things_of_which_the_rows_that_it_names_are_gone(lab: Lab) -> None:
+    """Nobody was told of `gone`: what follows it had taken its place before anybody asked."""
+    gone = lamp(1, on=1)
+    lost_value = edge("e", gone, ROOM, at(2), properties={"n": 1})
+    common = lost(lab, gone, lost_value)
+    plain = lab.say(changes=(Change(relationships=(lost_value,)),))
+    nowhere = lab.offer(edge("f", entity("never", at(1)), ROOM, at(2)), common=common)
+    answer = lab.offer(lost_value, common=common)
+
+    assert ["unknown_endpoint"] * 2 == [item.code for item in (*plain.refused, *nowhere.refused)]
+    assert ["applied"] == [ack.outcome for ack in answer.acks]
+    assert lost_value == lab.held(Reads(edges=("e",))).edges["e"].relationship()
+    assert LAMP == lab.current("lamp")
+
+
 def test_a_place_that_is_not_of_the_log_says_nothing_about_what_was_lost(lab: Lab) -> None:
     row = replace(lamp(-60, on=1), parent_versions=("gone",))
     common = lost(lab, row)

@@ -86,6 +86,18 @@ STAGES: Final = {
     "live": Stage(
         "{count} live devices that see one another, over a server that is killed", 50, 1, (_STORM + "test_live.py",)
     ),
+    "set-back": Stage(
+        "{count} writes after a backup that a real server is set back to, twice",
+        500,
+        1,
+        ("tests/server/test_set_back.py",),
+    ),
+    "rewinds": Stage(
+        "{count} histories of servers that are set back and clients that are copied",
+        2_000,
+        1,
+        ("tests/client/test_rewind.py::TestSetbacks",),
+    ),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

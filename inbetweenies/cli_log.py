@@ -1,0 +1,155 @@
+"""``inbetweenies status`` and ``inbetweenies log``: where the log of each graph stands, and what happened to it.
+
+A database that is set back needs no command: the journal and the clients give it what it lacks. Only whoever means it
+to stay as it is has to say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_versions import db_option, json_option, table
+from .model import Event, format_time
+
+if TYPE_CHECKING:
+    from .stores.status import GraphStatus, Kept, StoreStatus
+
+journal_option = click.option(
+    "--journal",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the journal; without, where a server last kept it, or beside the database.",
+)
+
+
+def sentence(event: Event) -> str:
+    """What happened, for people."""
+    told = event.told
+    if event.kind == "fork":
+        known = _place(str(told["witness"]))
+        return f"set back: it ended at {told['seq']}, and {told['by']} knew of {known}; now epoch {told['epoch']}"
+    if event.kind == "replay":
+        also = f", and {told['offered']} beside what was there" if told["offered"] else ""
+        return f"set back to {told['after']}: {told['rows']} rows came back from the journal{also}"
+    if event.kind == "offer":
+        return f"{told['rows']} lost rows came back from {told['by']}"
+    if event.kind == "discard":
+        return f"set back to {told['seq']} on purpose: what came after that is to stay away"
+    return f"two copies of {told['device']} have pushed; the second goes on under a name of its own"
+
+
+def _place(cursor: str) -> str:
+    return cursor.split(":")[1] if cursor.count(":") == 2 else cursor
+
+
+@click.command()
+@db_option
+@journal_option
+@json_option
+def status(db: Path, journal: Path | None, as_json: bool) -> None:
+    """Show where the log of each graph stands, what is kept outside of the database, and what happened.
+
+    Changes nothing; a server may run meanwhile.
+    """
+    from .stores import status as stores
+
+    if not db.exists():
+        raise click.ClickException(f"expected a database at {db}; got no file: see --db")
+    found = stores.status(db, journal)
+    if as_json:
+        click.echo(json.dumps(_told(found)))
+    else:
+        _print(found)
+
+
+def _told(found: StoreStatus) -> dict[str, Any]:
+    return {
+        "path": found.path,
+        "journal": {name: getattr(found.journal, name) for name in found.journal.__struct_fields__},
+        "graphs": [
+            {
+                "graph": graph.graph,
+                "epoch": graph.epoch,
+                "seq": graph.seq,
+                "chain": graph.chain,
+                "stamp": format_time(graph.stamp),
+                "digest": graph.digest,
+                "journal": _kept(graph.journal),
+                "beside": _kept(graph.beside),
+                "forks": graph.count("fork"),
+                "replayed": graph.count("replay", "rows"),
+                "offered": graph.count("offer", "rows"),
+                "discards": graph.count("discard"),
+                "device_forks": graph.count("device_forked"),
+                "events": [
+                    {"kind": event.kind, "at": format_time(event.at), **event.told, "says": sentence(event)}
+                    for event in graph.events
+                ],
+            }
+            for graph in found.graphs
+        ],
+    }
+
+
+def _kept(kept: Kept | None) -> dict[str, Any] | None:
+    return None if kept is None else {"seq": kept.seq, "epoch": kept.epoch, "standing": kept.standing}
+
+
+def _print(found: StoreStatus) -> None:
+    columns = ("graph", "rows", "epoch", "journal", "beside", "set_back", "replayed", "offered")
+    table(columns, [_line(graph) for graph in found.graphs])
+    journal = found.journal
+    held = f"{journal.segments} files, {journal.bytes:,} bytes" if journal.segments else "nothing"
+    click.echo(f"journal in {journal.folder}: {held}")
+    for graph in found.graphs:
+        for event in graph.events:
+            click.echo(f"{format_time(event.at)[:19]}  {graph.graph}: {sentence(event)}")
+
+
+def _line(graph: GraphStatus) -> tuple[object, ...]:
+    return (
+        graph.graph,
+        graph.seq,
+        graph.epoch,
+        graph.journal and graph.journal.standing,
+        graph.beside and graph.beside.standing,
+        graph.count("fork") + graph.count("replay"),
+        graph.count("replay", "rows"),
+        graph.count("offer", "rows"),
+    )
+
+
+@click.group()
+def log() -> None:
+    """Say what is to become of a log that was set back."""
+
+
+@log.command("discard-after")
+@db_option
+@journal_option
+@json_option
+def discard_after(db: Path, journal: Path | None, as_json: bool) -> None:
+    """Keep a database that was set back as it is: what came after it is to stay away.
+
+    To be run once it is in its place and before a server is started on it. The journal then gives nothing back, and
+    clients keep what was acknowledged after that in their histories only; what they have not sent yet, they send.
+    """
+    from .stores import SqliteStore
+    from .stores.heads import journal_of
+
+    if not db.exists():
+        raise click.ClickException(f"expected a database at {db}; got no file: see --db")
+    store = SqliteStore(db, journal=journal or journal_of(db), discard=True)
+    asyncio.run(store.close())
+    if as_json:
+        names = ("seq", "epoch")
+        told = [{"graph": graph, **{name: event.told[name] for name in names}} for graph, event in store.happened]
+        click.echo(json.dumps({"discarded": told}))
+        return
+    for graph, event in store.happened:
+        click.echo(f"{graph}: {sentence(event)}")
