@@ -40,10 +40,6 @@ class Recovery:
         """Everything inside becomes durable together, or none of it."""
 
     @abstractmethod
-    def _border(self) -> AbstractContextManager[None]:
-        """Foreign exceptions stop here."""
-
-    @abstractmethod
     def state(self) -> State | None:
         """What is known of the server."""
 
