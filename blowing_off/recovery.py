@@ -32,12 +32,12 @@ class Recovery:
         """The file."""
 
     @abstractmethod
-    def transaction(self) -> AbstractContextManager[None]:
-        """Everything inside becomes durable together, or none of it."""
+    def _border(self) -> AbstractContextManager[None]:
+        """What exceptions of SQLite's do not get past."""
 
     @abstractmethod
-    def _border(self) -> AbstractContextManager[None]:
-        """Foreign exceptions stop here."""
+    def transaction(self) -> AbstractContextManager[None]:
+        """Everything inside becomes durable together, or none of it."""
 
     @abstractmethod
     def state(self) -> State | None:

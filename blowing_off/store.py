@@ -11,6 +11,7 @@ Several processes may open one store. Their writes come one after another, and `
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
@@ -201,6 +202,20 @@ class Counts(Struct, frozen=True, kw_only=True):
     pending: int
 
 
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Keep a WAL. While two connections change to it at once SQLite tells one that it is busy, whatever the timeout."""
+    last = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 class LocalStore(Recovery):
     """The replica at `path`, made if there is none yet. ``":memory:"`` keeps it in memory, for trials and tests.
 
@@ -241,7 +256,7 @@ class LocalStore(Recovery):
             self.read_only = found == "read_only"
             if self.path != ":memory:" and not self.read_only:
                 Path(self.path).chmod(0o600)
-                db.execute("PRAGMA journal_mode = WAL")
+                _use_wal(db)
             # FULL: an edit that was confirmed to a person must survive the battery running out.
             for setting in ("synchronous = FULL", "fullfsync = ON", "trusted_schema = OFF", "cell_size_check = ON"):
                 db.execute(f"PRAGMA {setting}")

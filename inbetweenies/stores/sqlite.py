@@ -46,6 +46,9 @@ SETTINGS: Final = (
 )
 
 
+_BODY: Final = Row.__struct_fields__.index("body")
+
+
 def _sql(statement: str, **parts: str) -> str:
     """`statement` with what is constant in this module filled in; values are always bound."""
     # The columns are in the order of the fields of `Row`, so that a row is bound as its tuple.
@@ -641,11 +644,11 @@ def _grouped(rows: list[Row], key: str, order: str) -> dict[str, tuple[Row, ...]
 
 
 def _filling(cursor: sqlite3.Cursor, size: int) -> Iterator[tuple[Any, ...]]:
-    """What is selected up to and with the row whose body, the last column, fills `size` bytes."""
+    """What is selected up to and with the row whose body fills `size` bytes."""
     with closing(cursor):
         for values in cursor:
             yield values
-            size -= len(values[-1])
+            size -= len(values[_BODY])
             if size <= 0:
                 return
 

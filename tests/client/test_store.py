@@ -690,6 +690,27 @@ def test_a_store_that_another_process_is_just_making_is_one(tmp_path: Path, monk
     store.close()
 
 
+def test_a_store_waits_for_another_that_changes_to_a_wal_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    told: list[sqlite3.OperationalError] = [busy]
+
+    class Racing(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if sql == "PRAGMA journal_mode = WAL" and told:
+                raise told.pop()
+            return super().execute(sql, *parameters)
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **named: real(*args, **named, factory=Racing))
+    store = LocalStore(tmp_path / "home.db")
+    store.close()
+    with closing(real(tmp_path / "home.db")) as db:
+        assert ([], ("wal",)) == (told, db.execute("PRAGMA journal_mode").fetchone())
+
+
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "home.db")
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, path, name], cwd=ROOT) for name in "ab"]

@@ -15,6 +15,7 @@ from inbetweenies.router import ProtocolFallback
 from inbetweenies.store import Store
 from inbetweenies.stores.sqlite import SqliteStore
 from inbetweenies.testing.fleet import MixedFleet
+from tests.support import run
 
 STEPS = 40
 #: Runs per fleet: a few seconds in the suite; `python -m tests.deep` asks for more.
@@ -39,12 +40,16 @@ class OnSqlite(MixedFleet):
 
     def make_store(self) -> Store:
         self.folders = [*getattr(self, "folders", []), tempfile.TemporaryDirectory()]
-        return SqliteStore(Path(self.folders[-1].name) / "home.db")
+        store = SqliteStore(Path(self.folders[-1].name) / "home.db")
+        self.stores = [*getattr(self, "stores", []), store]
+        return store
 
     def teardown(self) -> None:
         try:
             super().teardown()
         finally:
+            for store in self.stores:
+                run(store.close())
             for folder in self.folders:
                 folder.cleanup()
 

@@ -134,11 +134,15 @@ async def furnished(home: Home, path: Path) -> None:
 
 
 def replica(path: Path) -> list[Any]:
-    """Everything in a replica's file, but for the line that says what went wrong last."""
+    """Everything in a replica's file, but for the line that says what went wrong last, and which pushes were tried."""
     with closing(sqlite3.connect(path)) as db:
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
         return [
-            sorted(row for row in db.execute(f'SELECT * FROM "{table}"').fetchall() if row[0] != "last_error")
+            sorted(
+                (row[0], json.loads(row[1]) | {"pushed": []}) if row[0] == "state" else row
+                for row in db.execute(f'SELECT * FROM "{table}"').fetchall()
+                if row[0] != "last_error"
+            )
             for table in tables
         ]
 

@@ -334,7 +334,7 @@ def shape_of(path: Path) -> tuple[int, list[tuple[str, str]]]:
         return version, sorted(connection.execute("SELECT name, sql FROM sqlite_schema").fetchall())
 
 
-def test_a_file_of_schema_1_is_brought_to_this_one_with_all_that_it_holds(path: Path) -> None:
+def test_a_file_of_schema_3_is_brought_to_this_one_with_all_that_it_holds(path: Path) -> None:
     store = SqliteStore(path)
     rows = run(commit(store, "g", entity("e1"), entity("e2", entity_type="room"), edge("e3", None, "e1", "e2")))
     run(store.close())
@@ -343,7 +343,7 @@ def test_a_file_of_schema_1_is_brought_to_this_one_with_all_that_it_holds(path: 
         connection.executescript(
             "DROP INDEX log_listing; DROP INDEX log_type;"
             "CREATE INDEX log_type ON log (graph, entity_type, until) WHERE kind = 'entity';"
-            "PRAGMA user_version = 1"
+            "PRAGMA user_version = 3"
         )
     old = shape_of(path)
     fuse = Fuse()
@@ -668,7 +668,9 @@ def test_no_statement_walks_through_a_table(path: Path) -> None:
     assert "SEARCH log USING INDEX sqlite_autoindex_log_1 (graph=? AND seq=?)" == close
     assert [] == [step for step in steps if "AUTOMATIC" in step]
     # The graph's whole log, or all entities of a type, in order: sorting them for each page would be quadratic.
-    assert [] == [step for step in steps if "TEMP B-TREE" in step]
+    # Of events only so many are kept.
+    sorting = {statement for statement, plan in plans.items() if any("TEMP B-TREE" in step for step in plan)}
+    assert ["events"] == [re.findall(r"FROM (\w+)", statement)[0] for statement in sorting]
 
 
 def test_a_span_of_what_is_current_does_not_visit_what_is_closed(path: Path) -> None:
@@ -689,11 +691,24 @@ def test_a_span_of_what_is_current_does_not_visit_what_is_closed(path: Path) -> 
 # --- files of older releases --------------------------------------------------------------------------------------
 
 
+def parts_of(path: Path) -> tuple[dict[str, set[object]], list[object]]:
+    """The columns of each table, whatever their order and defaults, and what the indexes are made by."""
+    with closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        columns = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+        indexes = connection.execute(
+            "SELECT name, sql FROM sqlite_schema WHERE type = 'index' ORDER BY name"
+        ).fetchall()
+        return {name: set(connection.execute(columns, (name,)).fetchall()) for (name,) in tables}, indexes
+
+
 def older(path: Path) -> None:
     """Make the file what the release with schema 1 would have made of it."""
     with closing(sqlite3.connect(path)) as connection:
         for statement in (
             "DROP INDEX log_listing",
+            "DROP INDEX log_type",
+            "CREATE INDEX log_type ON log (graph, entity_type, until) WHERE kind = 'entity'",
             "DROP TABLE documents",
             "DROP TABLE events",
             "ALTER TABLE graphs DROP COLUMN birth",
@@ -709,16 +724,15 @@ def test_a_file_of_schema_1_opens_with_all_it_holds_and_can_do_what_is_new(path:
     run(commit(store, "g", entity("e1"), entity("e2")))
     before = run(read(store, "g", everything(IDS)))
     run(store.close())
-    with closing(sqlite3.connect(path)) as connection:
-        fresh = connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    fresh = parts_of(path)
     older(path)
 
     again = bare(path)
     assert before == run(read(again, "g", everything(IDS)))
     assert run(again.put_document("flags", b"x", revision=0))
     run(again.close())
+    assert fresh == parts_of(path)
     with closing(sqlite3.connect(path)) as connection:
-        assert fresh == connection.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
         assert (SCHEMA_VERSION,) == connection.execute("PRAGMA user_version").fetchone()
 
 

@@ -104,29 +104,30 @@ class Faults:
         self._fault = None
         return self.seen
 
-    def due(self, connection: FaultyConnection, step: str) -> bool:
-        """Count a step. Raises the error that is to come before it; whether one is to be raised once it is done."""
+    def due(self, connection: FaultyConnection, step: str) -> When | None:
+        """Count a step. Whether an error is to be raised for it, and when; whoever asks then calls `fail`.
+
+        Nothing here keeps an error or a cursor: what a traceback holds would hold a connection open, in a way in which
+        SQLite's own errors do not.
+        """
         if not self._on:
-            return False
+            return None
         self.seen.append(step)
         if step == "ROLLBACK" and self._stuck is not None:
-            stuck, self._stuck = self._stuck, None
-            raise stuck.error()
+            self._fault, self._stuck = self._stuck, None
+            return "before"
         fault = self._fault
         if fault is None or fault.step != len(self.seen) - 1:
-            return False
+            return None
         self.fired += 1
-        if fault.when == "after":
-            return True
         if fault.when == "stuck":
             self._stuck = fault
         if fault.when == "undone" and connection.in_transaction:
             connection.cursor().execute("ROLLBACK")
-        self.fail()
-        return False
+        return fault.when
 
     def fail(self) -> None:
-        """Raise what is planted, once. Nothing here keeps the error, or its frames would keep a connection open."""
+        """Raise what is planted, once."""
         fault, self._fault = self._fault, None
         assert fault is not None
         raise fault.error()
@@ -159,6 +160,8 @@ class FaultyConnection(sqlite3.Connection):
 
     def _step(self, sql: str, act: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
         fails = self.faults.due(self, sql)
+        if fails not in (None, "after"):
+            self.faults.fail()
         done = act()
         if fails:
             done.close()
@@ -172,19 +175,24 @@ class FaultyCursor(sqlite3.Cursor):
     sql: str
 
     def fetchone(self) -> Any:
-        self._step()
+        if faults := self._due():
+            del self
+            faults.fail()
         return super().fetchone()
 
     def fetchall(self) -> list[Any]:
-        self._step()
+        if faults := self._due():
+            del self
+            faults.fail()
         return super().fetchall()
 
     def __next__(self) -> Any:
-        self._step()
+        if faults := self._due():
+            del self
+            faults.fail()
         return super().__next__()
 
-    def _step(self) -> None:
+    def _due(self) -> Faults | None:
         connection = self.connection
         assert isinstance(connection, FaultyConnection)
-        if connection.faults.due(connection, f"fetch of {self.sql}"):
-            connection.faults.fail()
+        return connection.faults if connection.faults.due(connection, f"fetch of {self.sql}") else None

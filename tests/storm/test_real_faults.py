@@ -19,8 +19,8 @@ from typing import Any, Final
 import pytest
 
 from tests.server.calls import ROOT, environment
-from tests.storm.log import dump, lines
-from tests.storm.test_io_errors import LARGE, PULL, Served, bare, home
+from tests.storm.log import lines
+from tests.storm.test_io_errors import LARGE, PULL, Served, bare, home, stored
 
 SCALE: Final = int(os.environ.get("DEEP_EXAMPLES", "1"))
 
@@ -36,7 +36,7 @@ def after(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
     """What the push makes of it."""
     path = tmp_path_factory.mktemp("after") / "after.db"
     push(base, path)
-    return dump(path)
+    return stored(path)
 
 
 def push(base: Path | None, path: Path) -> None:
@@ -63,7 +63,7 @@ class Trial:
     ) -> None:
         self.served = Served(base, path, on_connect=on_connect)
         self.path = path
-        self.before = dump(path)
+        self.before = stored(path)
         self.after = after
         self.failed = self.unknown = 0
 
@@ -71,7 +71,7 @@ class Trial:
         """Whether it was taken. If not, nothing of it is there, or, once in a while, all of it."""
         with while_ or nullcontext():
             answer = await self.served.ask(*LARGE)
-        left = dump(self.path)
+        left = stored(self.path)
         if answer.status == 200:
             assert self.after == left
             return True
@@ -88,7 +88,7 @@ class Trial:
 
     async def close(self) -> None:
         await self.served.close()
-        assert self.after == dump(self.path)
+        assert self.after == stored(self.path)
         lines(self.path)
 
 
@@ -145,16 +145,26 @@ async def test_a_push_that_is_interrupted_anywhere_is_refused_and_taken_the_next
     base: Path, tmp_path: Path, after: dict[str, list[Any]]
 ) -> None:
     left = 0
+    lit = False
 
     def tick() -> bool:
         nonlocal left
-        left -= 1
-        return left == 0
+        left -= lit
+        return lit and left == 0
 
-    trial = Trial(base, tmp_path / "server.db", after, lambda connection: connection.set_progress_handler(tick, 1))
+    def light(statement: str) -> None:
+        # What is learnt before the transaction is no part of serving the push.
+        nonlocal lit
+        lit |= statement == "BEGIN IMMEDIATE"
+
+    def watch(connection: sqlite3.Connection) -> None:
+        connection.set_progress_handler(tick, 1)
+        connection.set_trace_callback(light)
+
+    trial = Trial(base, tmp_path / "server.db", after, watch)
     taken = False
     while not taken:
-        left = 1 + trial.failed * max(1, 197 // SCALE)
+        left, lit = 1 + trial.failed * max(1, 197 // SCALE), False
         taken = await trial.push()
         left = 0
     await trial.close()
@@ -192,12 +202,12 @@ def test_without_memory_a_push_is_refused_and_taken_once_there_is(
     kept = 0
     for limit, status in statuses.items():
         path = tmp_path / f"{limit}.db"
-        left = dump(path)
+        left = stored(path)
         assert status in (200, 503)
-        assert left == after or (status == 503 and bare(left) == dump(base))
+        assert left == after or (status == 503 and bare(left) == stored(base))
         kept += status == 503 and left == after
         push(None, path)
-        assert after == dump(path)
+        assert after == stored(path)
 
     refused = [*statuses.values()].count(503)
     print(f"figures: {len(statuses)} bounds of memory, {refused} too small, {kept} kept")

@@ -309,8 +309,8 @@ def cannot_sync() -> dict[str, str]:
 def fails_once_installed() -> dict[str, str]:
     return changed(
         "blowing_off/store.py",
-        "class LocalStore:\n",
-        "if 'site-packages' in __file__:\n    raise RuntimeError('boom')\n\n\nclass LocalStore:\n",
+        "class LocalStore(Recovery):\n",
+        "if 'site-packages' in __file__:\n    raise RuntimeError('boom')\n\n\nclass LocalStore(Recovery):\n",
     )
 
 
