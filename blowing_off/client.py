@@ -990,7 +990,7 @@ class _Sync(Reconciliation):
         self.messages += 1
         answer = self._told(await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask)))
         if answer is not None and not believed(answer, ask):
-            # PROTOCOL 10.7: it may be late, and from before the server was set back.
+            # PROTOCOL 10.14: it may be late, and from before the server was set back.
             raise BadAnswer(expected="an answer to what was just asked, of a log that grows", got="another one")
         return answer
 

@@ -236,7 +236,7 @@ def compose(
 
     PROTOCOL 10.4: in the order they were made, at most `changes_max` rows and about `bytes_max` bytes. To a server
     without features at most one row per id goes into a message, since it acks ids, and only what it can store.
-    `request` names the message (10.7); with a push the new state must be `attempted` before the message leaves.
+    `request` names the message (10.14); with a push the new state must be `attempted` before the message leaves.
     """
     sent: list[Pending] = []
     ids: set[Key] = set()
@@ -377,7 +377,7 @@ def mentions(answer: Answer, sent: Iterable[Pending]) -> tuple[tuple[Key, ...], 
 
 
 def believed(answer: Answer, ask: Ask) -> bool:
-    """PROTOCOL 10.7: whether an answer is one to `ask`, and of a log that has not got shorter since it was asked.
+    """PROTOCOL 10.14: whether an answer is one to `ask`, and of a log that has not got shorter since it was asked.
 
     What comes late from before a server was set back would otherwise be taken for what the server holds now.
     """

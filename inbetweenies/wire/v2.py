@@ -311,6 +311,7 @@ _request = msgspec.json.Decoder(Request)
 _strict = msgspec.json.Decoder(StrictRequest)
 _response = msgspec.json.Decoder(ResponseIn)
 _any = msgspec.json.Decoder(dict[str, Any])
+_ended = msgspec.json.Decoder(_Ended)
 _encode = msgspec.json.Encoder().encode
 # A model that has grown fields since must not leak them into this version (PROTOCOL 5.8).
 _STORED_AS_SERVED: Final = (
@@ -320,9 +321,6 @@ _STORED_AS_SERVED: Final = (
 
 
 # --- to the model -------------------------------------------------------------------------------------------------
-
-
-_ended = msgspec.json.Decoder(_Ended)
 
 
 def _entity(value: EntityIn, delete: bool) -> Entity:
