@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .store import LocalStore
 
 BEGINNING: Final = Cursor("0", 0, rewind.START)
+COMPARISONS_MAX: Final = 32  # messages; whoever differs in more than they find had better pull everything
 
 
 class Reconciliation:
@@ -35,7 +36,6 @@ class Reconciliation:
         self.lost = 0  # rows that it had lost
         self.discarded = 0  # rows that it had lost on purpose
         self.differing = 0  # ids that differed though nothing was lost
-        self.compared = False
         self.skip: tuple[tuple[int, int], ...] = ()
         self.want: deque[int] = deque()
 
@@ -98,12 +98,13 @@ class Reconciliation:
 
     async def compare(self, state: State) -> None:
         """PROTOCOL 10.13: find where two graphs differ that should not, part by part, to exchange that."""
-        self.compared = True
         own = sorted(self.store.theirs())
         ids = [place for place, _, _ in own]
         prefixes = deque([""])
         lacking: dict[Key, None] = {}
-        while prefixes:
+        for _ in range(COMPARISONS_MAX):
+            if not prefixes:
+                break
             asked = tuple(prefixes.popleft() for _ in range(min(len(prefixes), rewind.PARTS_MAX)))
             answer = await self.exchange(comparing(state, asked, self.nonce(), self.offer))
             if answer is None:
@@ -121,6 +122,9 @@ class Reconciliation:
                 lacking.update(dict.fromkeys(found.lacking))
         self.differing += max(len(self.want), len(lacking))
         self.store.offer(lacking)
+        now = self.store.state()
+        if prefixes and now is not None:
+            self.store.put_state(restart(now))
 
     def skipped(self, state: State) -> tuple[tuple[int, int], ...]:
         """The ranges that need not be told again, as far as the cursor has not passed them."""

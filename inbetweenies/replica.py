@@ -672,7 +672,7 @@ def differences(part: Part, own: Iterable[tuple[str, Key, bytes]]) -> Difference
     """What differs in one part of the graph; `own` are places, ids and hashes of the rows that the server is known to
     hold there."""
     rows = [(place, key, hash_) for place, key, hash_ in own if place.startswith(part.prefix)]
-    if part.sums:
+    if part.sums and len(part.prefix) < rewind.PREFIX_MAX:
         tally = rewind.Tally((part.prefix,))
         for place, _, hash_ in rows:
             tally.add(place, 0, hash_)

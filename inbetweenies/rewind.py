@@ -56,7 +56,8 @@ PLACES_KEPT: Final = 48  # of a log of a million rows
 ANY: Final = ""  # stands for whatever push the server may know of
 
 _PLAIN: Final = frozenset({"applied", "fast_forward", "dup", "superseded"})  # is stored as it was sent
-_PREFIX: Final = re.compile(r"(?:[0-9a-f]{2}){0,6}")
+PREFIX_MAX: Final = 12  # digits; whoever shares so many is told in sums no more
+_PREFIX: Final = re.compile(rf"(?:[0-9a-f]{{2}}){{0,{PREFIX_MAX // 2}}}")
 
 
 # --- what both sides agree on -------------------------------------------------------------------------------------

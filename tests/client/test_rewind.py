@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from blowing_off import BadAnswer, BlowingOffClient, Refused, SyncReport, Unreachable
+from blowing_off import BadAnswer, BlowingOffClient, Refused, SyncReport, Unreachable, reconcile
 from inbetweenies.limits import Limits
 from inbetweenies.model import Reads, Row, digest_change, parse_cursor
 from inbetweenies.replica import copy_of
@@ -592,6 +592,21 @@ async def test_a_difference_costs_by_what_differs() -> None:
     assert sum(sizes) < 15_000
     assert report.messages <= 5
     assert same(ann, bob) or not report.equal
+
+
+async def test_what_differs_too_much_is_pulled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "COMPARISONS_MAX", 1)
+    home = Home()
+    await lamps(home, 300)
+    bob = client_of(home, "bob")
+    await bob.sync()
+    with bob.store.transaction():
+        bob.store._db.execute("DELETE FROM pointers WHERE id > '8'")
+    bob.store.put_state(replace(bob.state, digest=bob.state.digest + 1))
+    await bob.add("device", "Mine")
+    report = await bob.sync()
+
+    assert (True, 0, 301) == (report.healed, report.pending, len(await bob.find()))
 
 
 async def test_a_row_that_only_the_client_holds_is_offered() -> None:

@@ -35,6 +35,20 @@ def test_a_deployed_peer_goes_on_at_the_time(filters: Any) -> None:
     assert (None, False, False) == (found.after, found.news, found.more)
 
 
+@pytest.mark.parametrize("more", [{"resync": True}, {"listing": ""}, {"parts": []}])
+def test_a_peer_that_has_yet_to_find_out_where_it_stands_hears_no_news(more: dict[str, Any]) -> None:
+    told = {"changes": [], "server_time": "t", "cursor": "c", "features": ["witness"], **more}
+
+    assert None is follow(V2, {"device_id": "d"}, told)
+
+
+def test_news_are_not_an_answer_to_a_message_that_was_answered_before() -> None:
+    asked = {"device_id": "d", "request_id": "r", "witness": "w", "want": [1], "skip": [[1, 1]], "pushes": {"now": "x"}}
+    found = follow(V2, asked, {"changes": [], "server_time": "t", "cursor": "c", "features": ["witness"]})
+
+    assert {"device_id": "d", "sync_type": "delta", "changes": [], "cursor": "c"} == json.loads(found.request)
+
+
 def test_a_v1_request_goes_on_and_nothing_else_does() -> None:
     asked = {"type": "sync_request", "client_id": "c", "last_sync": None, "entity_types": ["homes"]}
     found = follow(V1, asked, {"type": "sync_delta", "server_time": "t", "changes": [{}]})

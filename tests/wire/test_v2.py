@@ -11,10 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from inbetweenies import RemoteProtocolError
+from inbetweenies import RemoteProtocolError, rewind
 from inbetweenies.errors import LocalProtocolError
 from inbetweenies.limits import LIMITS, canonical
-from inbetweenies.model import Answer, Ask, Change, Context, Entity, Relationship, SyncRequest
+from inbetweenies.model import (
+    Answer,
+    Ask,
+    Change,
+    Context,
+    Cursor,
+    Entity,
+    Pushes,
+    Relationship,
+    SyncRequest,
+    body_of,
+    parse_cursor,
+    row_hash,
+)
 from inbetweenies.router import V2ProtocolHandler
 from inbetweenies.stores.memory import MemoryStore
 from inbetweenies.wire import _wire_of, load, v2
@@ -250,6 +263,114 @@ def test_a_strict_reading_knows_the_envelope_and_nothing_else() -> None:
     assert "d" == v2.WIRE.decode(msgspec.json.encode(fine), strict=True, limits=LIMITS).device_id
     with pytest.raises(RemoteProtocolError):
         v2.WIRE.decode(msgspec.json.encode(fine | {"more": 1}), strict=True, limits=LIMITS)
+
+
+PLACE = Cursor("e", 1, bytes(16))
+WITNESS: dict[str, Any] = {
+    "witness": str(PLACE),
+    "locate": [str(PLACE), "no place"],
+    "common": str(PLACE),
+    "skip": [[1, 2]],
+    "want": [3],
+    "compare": ["", "ab"],
+    "pushes": {"after": ["a"], "now": "b"},
+}
+
+
+def test_what_only_peers_with_a_witness_can_say_is_heard_from_them_alone() -> None:
+    """PROTOCOL 9.10."""
+    change: dict[str, Any] = {"change_type": "update", "entity": LAMP, "offered": True}
+    told = up(**WITNESS, features=["witness"], changes=[change, change | {"aside": True}])
+    deaf = up(**WITNESS, features=["acks"])
+    mute = up(features=["witness"])
+
+    assert (PLACE, (PLACE,), PLACE, ((1, 2),), (3,), ("", "ab"), Pushes(after=("a",), now="b")) == (
+        told.witness,
+        told.locate,
+        told.common,
+        told.skip,
+        told.want,
+        told.compare,
+        told.pushes,
+    )
+    assert [(True, frozenset()), (True, frozenset({("entity", "lamp")}))] == [
+        (change.offered, change.aside) for change in told.changes
+    ]
+    nothing = (None, None, None, (), (), (), None)
+    for request in (deaf, mute):
+        assert nothing == (
+            request.witness,
+            request.locate,
+            request.common,
+            request.skip,
+            request.want,
+            request.compare,
+            request.pushes,
+        )
+
+
+def test_a_client_with_a_witness_says_it_as_a_server_hears_it() -> None:
+    ask = Ask(
+        device="d",
+        user="u",
+        features=frozenset({"witness"}),
+        request="r",
+        witness=str(PLACE),
+        locate=(str(PLACE),),
+        common=str(PLACE),
+        skip=((1, 2),),
+        want=(3,),
+        compare=("ab",),
+        pushes=Pushes(after=("a",), now="b"),
+        changes=(
+            Change(entity=LAMP, offered=True),
+            Change(relationships=(LINK,), offered=True, aside=frozenset({("edge", "e")})),
+        ),
+    )
+    said = msgspec.json.decode(v2.WIRE.ask(ask))
+    heard = up(**said)
+
+    assert "r" == said["request_id"]
+    assert ask.changes == tuple(msgspec.structs.replace(change, pointer="") for change in heard.changes)
+    assert "relationships" not in said["changes"][0]
+    assert (PLACE, (PLACE,), PLACE) == (heard.witness, heard.locate, heard.common)
+    assert (ask.skip, ask.want, ask.compare, ask.pushes) == (heard.skip, heard.want, heard.compare, heard.pushes)
+
+
+def test_a_read_by_a_peer_with_a_witness_says_to_what_it_is_an_answer() -> None:
+    peer = Peer()
+    peer.push(Change(entity=LAMP))
+    said = peer.handle(features=[*FEATURES, "witness"], request_id="r")
+    plain = peer.handle(features=FEATURES, request_id="r")
+
+    assert ("r", [*FEATURES, "witness"]) == (said["request_id"], said["features"])
+    assert ("request_id" not in plain, FEATURES) == (True, plain["features"])
+    assert said["cursor"] == peer.say(features=["witness"]).cursor
+
+
+def test_a_loss_that_a_read_finds_out_is_kept() -> None:
+    """PROTOCOL 4.11. Reads are served in transactions that cannot write; this one is served once more."""
+    peer = Peer()
+    before = peer.push(Change(entity=LAMP), features=frozenset({"acks"}))["cursor"]
+    stray = {"sync_type": "delta", "cursor": "ff:9:" + "0" * 32, "features": [*FEATURES, "witness"]}
+    first = peer.handle(**stray)
+    again = peer.handle(**stray)
+    located = peer.say(**{**stray, "locate": [stray["cursor"]]})
+
+    assert (True, True, []) == (first["resync"], first["more"], first["changes"])
+    assert first["cursor"] == again["cursor"]
+    assert first["cursor"].partition(":")[0] != before.partition(":")[0]
+    assert (None, 8) == (located.common, len(located.listing or b""))
+    assert first["cursor"].partition(":")[0] == parse_cursor(located.cursor or "").epoch  # type: ignore[union-attr]
+
+
+def test_what_was_offered_is_told_in_short_and_read_back() -> None:
+    peer = Peer()
+    answer = peer.push(Change(entity=LAMP, offered=True), features=frozenset({"witness"}))
+    told = v2.WIRE.told(msgspec.json.encode(answer))
+
+    assert {rewind.short(row_hash("entity", body_of(LAMP))): True} == told.taken
+    assert ([], []) == (answer["acks"], answer["applied"])
 
 
 def test_an_answer_of_a_deployed_server_is_read_with_what_it_leaves_out() -> None:
