@@ -486,6 +486,11 @@ def sync_parts(report: SyncReport) -> Shown:
         **counts,
         "refused": [{"id": one.id, "code": one.code, "detail": one.detail} for one in report.refused],
         "healed": report.healed,
+        "rewound": report.rewound,
+        "lost": report.lost,
+        "offered": report.offered,
+        "discarded": report.discarded,
+        "forked": report.forked,
         "equal": report.equal,
         "complete": report.complete,
     }
@@ -516,8 +521,15 @@ def event_parts(event: Event) -> Shown:
 
 def _synced(report: SyncReport) -> str:
     parts = [f"Sent {many(report.pushed, 'change')}, fetched {report.pulled}."]
+    if report.rewound:
+        lost = f"{many(report.lost, 'change')} that this store knows of" if report.lost else "nothing known here"
+        parts.append(f"The server was set back and had lost {lost}; {report.offered} given back.")
+    if report.discarded:
+        parts.append(f"Its operator took back {many(report.discarded, 'change')}; they stay in the history.")
+    if report.forked:
+        parts.append("Another copy of this store has synced as well; this one goes on under a device name of its own.")
     if report.healed:
-        parts.append("A difference was found, and everything was compared again.")
+        parts.append("A difference was found, and what differs was exchanged.")
     if report.equal:
         parts.append("Both sides hold the same.")
     elif report.equal is False:

@@ -453,7 +453,7 @@ class ModernV2(_V2):
         told = codec(self.wire).told(_encode(answer))
         before = self.store.image
         absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
-        if absorbed.healed:
+        if absorbed.differs or absorbed.healed:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
         self.store.commit(absorbed)
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]

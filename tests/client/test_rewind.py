@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from msgspec.structs import replace
 
 from blowing_off import BadAnswer, BlowingOffClient, Refused, SyncReport, Unreachable, reconcile
+from blowing_off.show import sync_parts
 from inbetweenies.limits import Limits
 from inbetweenies.model import Reads, Row, digest_change, parse_cursor
 from inbetweenies.replica import copy_of
@@ -468,6 +469,33 @@ async def test_a_release_that_forgot_how_to_tell_what_is_left_is_compared_with_a
     report = await ann.sync()
 
     assert (True, 0, 4, False) == (report.equal, report.pending, len(log(home)), ann.state.lost)
+
+
+async def test_people_and_programs_are_told_what_was_found_out_and_done() -> None:
+    home = Home()
+    ann = await lamps(home)
+    backup, emptier = backup_of(home), MemoryStore()
+    await ann.add("device", "New")
+    await ann.sync()
+    home.use(backup)
+    document, said = sync_parts(await ann.sync())
+    assert (True, 1, 1, 0, False) == tuple(
+        document[name] for name in ("rewound", "lost", "offered", "discarded", "forked")
+    )
+    assert "The server was set back and had lost 1 change that this store knows of; 1 given back." in said.sentence
+    home.use(emptier)
+    run(emptier.discard_after("default"))
+    plain = await ann.sync()
+    cases = [
+        (replace(plain, rewound=True, lost=0, offered=0), "had lost nothing known here; 0 given back."),
+        (replace(plain, discarded=2), "Its operator took back 2 changes; they stay in the history."),
+        (replace(plain, forked=True), "Another copy of this store has synced as well"),
+        (replace(plain, healed=True), "A difference was found, and what differs was exchanged."),
+    ]
+    for report, expected in cases:
+        assert expected in sync_parts(report)[1].sentence
+    quiet = sync_parts(replace(plain, rewound=False, discarded=0, healed=False))[1].sentence
+    assert not any(word in quiet for word in ("set back", "took back", "copy", "difference"))
 
 
 # --- answers that lie ---------------------------------------------------------------------------------------------
