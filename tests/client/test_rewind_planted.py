@@ -15,6 +15,7 @@ from inbetweenies import engine, replica, rewind
 from inbetweenies.model import Cursor, Held
 from inbetweenies.replica import Absorbed, Known
 from inbetweenies.stores.keeper import Committed, Keeper
+from tests.client import test_copies as copies
 from tests.client import test_rewind as stories
 from tests.stores import test_journal as journals
 
@@ -128,7 +129,7 @@ PLANTED: list[tuple[Callable[[Patch], None], Story]] = [
     (only_what_is_current_is_offered, alone(stories.everything_that_anybody_was_told_comes_back)),
     (the_last_edge_that_comes_wins, alone(stories.edges_keep_what_was_written_since)),
     (a_row_that_comes_back_always_wins, alone(stories.an_old_row_does_not_take_the_place_of_a_newer_one)),
-    (nobody_looks_for_copies_of_clients, stories.both_copies_keep_what_they_wrote),
+    (nobody_looks_for_copies_of_clients, copies.both_copies_keep_what_they_wrote),
 ]
 
 

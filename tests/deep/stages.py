@@ -96,7 +96,7 @@ STAGES: Final = {
         "{count} histories of servers that are set back and clients that are copied",
         2_000,
         1,
-        ("tests/client/test_rewind.py::TestSetbacks",),
+        ("tests/client/test_setbacks.py",),
     ),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),

@@ -21,7 +21,6 @@ from inbetweenies import rewind
 from inbetweenies.errors import StoreError
 from inbetweenies.model import Cursor, Device, Event, Head, Held, Reads, Row, Span, Writes
 from inbetweenies.stores import journal as journals
-from inbetweenies.stores.heads import SLOT, Heads
 from inbetweenies.stores.journal import (
     Commit,
     Discard,
@@ -601,116 +600,6 @@ def test_a_backup_from_before_graphs_had_a_birth_is_of_the_same_database(site: S
     site.set_back(backup)
 
     assert {"e1", "e2"} == names(site.held())
-
-
-# --- the ends of logs ---------------------------------------------------------------------------------------------
-
-
-def test_a_file_that_was_set_back_is_noticed_without_a_journal(site: Site) -> None:
-    site.options["journal"] = False
-    first = site.write("e1")
-    backup = site.backup()
-    second = site.write("e2")
-    site.set_back(backup)
-    store = site.open()
-    [(graph, fork)] = store.happened
-    head = site.head(store)
-    site.close()
-
-    assert ("g", "fork", str(second.cursor), 1) == (graph, fork.kind, fork.told["witness"], fork.told["seq"])
-    assert first.epoch != head.epoch
-    assert (first.seq, first.chain, second.stamp) == (head.seq, head.chain, head.stamp)
-    # It goes on, and nothing is told twice.
-    third = site.write("e3")
-    assert third.stamp > second.stamp
-    assert ["fork"] == kinds(site.held())
-
-
-def test_a_graph_that_is_gone_altogether_is_noticed(site: Site) -> None:
-    site.options["journal"] = False
-    site.write("e1")
-    backup = site.backup()
-    site.write("e2", graph="young")
-    site.set_back(backup)
-    held = site.held("young")
-
-    assert (0, ["fork"]) == (held.head.seq, kinds(held))
-
-
-def test_an_end_that_says_less_than_the_log_says_nothing(site: Site) -> None:
-    site.options["journal"] = False
-    site.write("e1")
-    kept = shutil.copytree(f"{site.path}.heads", site.path.with_name("kept"))
-    site.write("e2")
-    site.lose("heads")
-    shutil.copytree(kept, f"{site.path}.heads")
-
-    assert [] == kinds(site.held())
-
-
-@pytest.mark.parametrize("torn", [b"", b"torn", b"\0" * SLOT * 2])
-def test_an_end_that_is_torn_says_nothing(site: Site, torn: bytes) -> None:
-    site.options["journal"] = False
-    site.write("e1")
-    backup = site.backup()
-    site.write("e2")
-    [path] = Path(f"{site.path}.heads").glob("*.head")
-    path.write_bytes(torn)
-    site.set_back(backup)
-
-    assert [] == kinds(site.held())
-
-
-def test_one_of_two_slots_is_always_whole(tmp_path: Path) -> None:
-    heads = Heads(tmp_path / "home.db")
-    for seq in range(1, 6):
-        heads.put("g", "b", Cursor("e", seq, bytes(16)), seq)
-        [path] = (tmp_path / "home.db.heads").iterdir()
-        data = path.read_bytes()
-        for start in (0, SLOT):
-            torn = data[:start] + b"\0" * 20 + data[start + 20 :]
-            path.write_bytes(torn)
-            assert {seq, seq - 1} >= {end.cursor.seq for end in heads.all()}
-        path.write_bytes(data)
-        assert [(seq, "g")] == [(end.cursor.seq, end.graph) for end in heads.all()]
-    heads.close()
-
-
-def test_ends_of_many_graphs_need_few_open_files_and_no_name_is_too_long(tmp_path: Path) -> None:
-    heads = Heads(tmp_path / "home.db")
-    for turn in range(2):
-        for number in range(80):
-            heads.put(f"g{number}", "b", Cursor("e", turn + 1, bytes(16)), 1)
-    heads.put("x" * 5_000, "b", Cursor("e", 1, bytes(16)), 1)
-
-    assert 64 == len(heads._open)
-    assert {2} == {end.cursor.seq for end in heads.all()}
-    heads.forget("g79")
-    heads.forget("g0")
-    assert 78 == len(heads.all())
-    heads.close()
-
-
-def test_where_ends_cannot_be_written_everything_else_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "home.db.heads").write_text("a file is in the way")
-    site = Site(tmp_path, journal=False)
-
-    assert 1 == site.write("e1").seq
-    (tmp_path / "home.db.heads").unlink()
-    folder = tmp_path / "home.db.heads" / "odd.head"
-    folder.mkdir(parents=True)
-    with pytest.raises(StoreError, match="Remove it"):
-        site.open()
-
-
-def test_another_graph_of_the_same_name_is_not_one_that_was_set_back(tmp_path: Path) -> None:
-    site = Site(tmp_path, journal=False)
-    site.write("e1", "e2")
-    site.set_back(None)
-    site.write("e3", heads=False)
-
-    assert [] == kinds(site.held())
-    site.close()
 
 
 # --- on purpose ---------------------------------------------------------------------------------------------------
