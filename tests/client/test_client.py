@@ -1019,7 +1019,7 @@ class Deployed:
         self.asked.append(ask)
         self.now += SECOND
         entities = [change["entity"] for change in ask["changes"] if change.get("entity")]
-        edges = [edge for change in ask["changes"] for edge in change["relationships"]]
+        edges = [edge for change in ask["changes"] for edge in change.get("relationships", ())]
         if any(entity["entity_type"] not in self.TYPES for entity in entities):
             raise refused(500, b"Internal Server Error")
         if any(edge["relationship_type"] not in self.EDGES for edge in edges):
