@@ -68,11 +68,19 @@ class Process:
 
 
 class Server(Process):
-    """A server on `path`. See `tests.storm.server` for what can be wrong with it."""
+    """A server on `path`. See `tests.storm.server` for what can be wrong with it.
+
+    Raises:
+        Gone: it was killed before it listened, for it may have to write before.
+    """
 
     def __init__(self, path: Path, statement: int = 0, bug: str = "") -> None:
         super().__init__("tests.storm.server", path, statement, bug)
         line = self.line()
+        if not line:
+            with self:
+                assert (-9, "") == (self.process.wait(GUARD_SECONDS), self.errors())
+            raise Gone
         assert line.startswith("listening on http://"), (line, self.errors())
         self.url = line.removeprefix("listening on ").strip()
         self.path = path

@@ -75,9 +75,13 @@ class Storm:
         with ExitStack() as stack:
             for _ in range(self.dice.choice((1, 2))):
                 kind = self.dice.choice(self.moments)
-                self.kinds[kind] += 1
                 statement = self.dice.randint(1, 200) if kind == "statement" else 0
-                server = stack.enter_context(Server(self.path, statement, self.bug))
+                try:
+                    server = stack.enter_context(Server(self.path, statement, self.bug))
+                except Gone:
+                    self.kinds["start"] += 1
+                    continue
+                self.kinds[kind] += 1
                 trigger = Trigger(self.dice.randint(1, 15), server.kill)
                 posts.append(
                     Post(
@@ -86,7 +90,8 @@ class Storm:
                     )
                 )
                 lives.append(server)
-            self.live(lives, posts)
+            if lives:
+                self.live(lives, posts)
             for server in lives:
                 server.ended()
                 assert -9 == server.process.returncode
