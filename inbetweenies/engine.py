@@ -18,6 +18,7 @@ from .intake import check_edge, check_entity, in_order, refused
 from .limits import VISIT_BYTES, Allowance, Limits
 from .merge import Policy, later, side_of
 from .model import (
+    CONFIRMED,
     SEQ_MAX,
     TIME_MIN,
     Ack,
@@ -143,14 +144,18 @@ def reads(request: SyncRequest) -> Reads:
 def look_closer(request: SyncRequest, held: Held) -> Reads | None:
     """What else `decide` must see, because a pushed row is neither new, nor known, nor the next of its id.
 
-    That is the whole history of an id that is contested, and the place where other content under a taken version is
-    kept. None if nothing is, which is what most pushes come to.
+    That is the whole history of an id that is contested, or that an edge names in a version which is not here, and the
+    place where other content under a taken version is kept. None if nothing is, which is what most pushes come to.
     """
     heads = {id_: row.version for id_, row in held.entities.items()}
-    contested: dict[str, None] = {}
+    deep: dict[str, None] = {}
     clones: list[tuple[Kind, str, str]] = []
+    pushed = {(change.entity.id, change.entity.version) for change in request.changes if change.entity is not None}
     for change in in_order(request.changes):
         for edge in change.relationships:
+            for id_, version in ends_of(edge):
+                if ("entity", id_, version) not in held.versions and (id_, version) not in pushed:
+                    deep[id_] = None
             named = edge if edge.version else replace(edge, version=edge_version(edge))
             known = held.versions.get(("edge", edge.id, named.version))
             if known is not None and known.hash != (hash_ := row_hash("edge", body_of(named))):
@@ -164,11 +169,16 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
                 clones.append(("entity", entity.id, beside(entity.version, hash_)))
             continue
         if entity.id in held.entities and heads[entity.id] not in entity.parent_versions:
-            contested[entity.id] = None
+            deep[entity.id] = None
         heads[entity.id] = entity.version
-    if not contested and not clones:
+    if not deep and not clones:
         return None
-    return Reads(history=tuple(contested), versions=tuple(clones))
+    return Reads(history=tuple(deep), versions=tuple(clones))
+
+
+def ends_of(edge: Relationship) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Both ends of an edge, each an id and a version."""
+    return (edge.from_entity_id, edge.from_entity_version), (edge.to_entity_id, edge.to_entity_version)
 
 
 def beside(version: str, hash_: bytes) -> str:
@@ -416,14 +426,9 @@ class _Work:
         if known is not None and known.hash == hash_:
             self.ack("edge", named.id, edge.version, "dup")
             return
-        ends: tuple[tuple[Kind, str, str], ...] = (
-            ("entity", named.from_entity_id, named.from_entity_version),
-            ("entity", named.to_entity_id, named.to_entity_version),
-        )
-        for end, field in zip(ends, ("from_entity_id", "to_entity_id"), strict=True):
-            if end not in self.versions and not (self.offered and end[:2] in self.current):
-                # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again. But the row at the
-                # end of an edge that comes back may be one that nobody holds any more (4.14).
+        for (id_, version), field in zip(ends_of(named), ("from_entity_id", "to_entity_id"), strict=True):
+            if not self.is_known(id_, version):
+                # PROTOCOL 3.5: not stored and not acknowledged, so that the client sends it again.
                 detail = "the endpoint's row is not stored here yet; send the edge again when it is"
                 self.refuse("edge", edge.id, refused(edge, "unknown_endpoint", f"{pointer}/{field}", detail))
                 return
@@ -458,6 +463,17 @@ class _Work:
             via=self.request.device if self.offered else "",
         )
         self.ack("edge", named.id, edge.version, outcome)
+
+    def is_known(self, id_: str, version: str) -> bool:
+        """PROTOCOL 3.5: whether an edge may name this row as its end."""
+        if ("entity", id_, version) in self.versions:
+            return True
+        if self.offered:
+            # The row at the end of an edge that comes back may be one that nobody holds any more (4.14).
+            return ("entity", id_) in self.current
+        # Deployed clients send only the last of several edits, and the edges that were made in between as they were.
+        _, parents = self.lineage(id_)
+        return any(version in above for above in parents.values())
 
     # rows
 
@@ -560,7 +576,8 @@ class _Work:
         if mark is not None:
             before = before or Device()
             if mark > before.mark:
-                device = (self.request.device, replace(before, acked=before.served, mark=mark))
+                acked = before.acked if before.served == CONFIRMED else before.served
+                device = (self.request.device, replace(before, served=CONFIRMED, acked=acked, mark=mark))
         counted, events = rewind.counted(self.request, before or Device(), self.now)
         forked = bool(events)
         if counted is not None:
@@ -610,7 +627,7 @@ def start_of(request: SyncRequest, held: Held) -> tuple[int, bool]:
         # A time that this log has not reached yet is of another history: answered as if it were absent.
         return (held.stamp_seq, False) if request.since <= head.stamp else (0, False)
     if request.changes and held.device is not None:
-        return min(held.device.served, head.seq), False
+        return min(max(held.device.served, held.device.acked), head.seq), False
     return 0, False
 
 

@@ -257,9 +257,13 @@ class Head(Struct, frozen=True, kw_only=True):
         return f"{self.digest:064x}"
 
 
+CONFIRMED: Final = -1  # the seq of no answer
+
+
 class Device(Struct, frozen=True, kw_only=True):
-    """What a store remembers of one device: the seq it was `served` up to (a hint), the seq it `acked`, and the text
-    that came with that ack, its `mark`; of a device that counts its pushes, the last one (PROTOCOL 4.16)."""
+    """What a store remembers of one device: the seq it was `served` up to (a hint), or `CONFIRMED` from its ack to the
+    next answer; the seq it `acked`, and the text that came with that ack, its `mark`; of a device that counts its
+    pushes, the last one (PROTOCOL 4.16)."""
 
     served: int = 0
     acked: int = 0

@@ -14,7 +14,7 @@ from inbetweenies import engine, model
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import Limits
 from inbetweenies.merge import Policy
-from inbetweenies.model import Change, Cursor, Device, Reads, Span, SyncRequest, SyncResponse
+from inbetweenies.model import CONFIRMED, Change, Cursor, Device, Reads, Span, SyncRequest, SyncResponse
 from tests.support import NOW, SECOND, Server, at, edge, entity
 
 HOME = entity("home", at(0), {"a": 1, "b": 1}, entity_type="home")
@@ -391,6 +391,22 @@ def test_edges_are_taken_after_all_entities_of_the_message() -> None:
     assert link == server.held(Reads(edges=("e",))).edges["e"].relationship()
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_an_edge_may_name_an_edit_of_which_only_a_later_one_was_sent(together: bool) -> None:
+    unsent = replace(ROOM, version=at(1))
+    tip = replace(ROOM, version=at(2), parent_versions=(unsent.version,))
+    link = edge("e", unsent, HOME)
+    server = Server()
+    server.push(HOME, ROOM)
+    if together:
+        assert ["room", "e"] == [ack.id for ack in server.push(tip, link).acks]
+    else:
+        assert () == server.push(link).acks
+        server.push(tip)
+        assert [("e", "applied")] == outcomes(server.push(link))
+    assert link == server.held(Reads(edges=("e",))).edges["e"].relationship()
+
+
 def test_an_edge_without_its_endpoint_is_neither_stored_nor_acked() -> None:
     server = Server()
     server.push(HOME)
@@ -661,7 +677,7 @@ def test_an_ack_of_the_last_answer_is_remembered() -> None:
     first, late = (SyncRequest(device="p", user="u", pull=False, ack=mark) for mark in ("10:00", "09:59"))
     server.ask(first)
 
-    assert Device(served=2, acked=2, mark="10:00") == server.held(Reads(device="p")).device
+    assert Device(served=CONFIRMED, acked=2, mark="10:00") == server.held(Reads(device="p")).device
     server.push(entity("y", "v"))
     server.pull(full=True)
     for held_up in (first, late, first):
@@ -670,7 +686,7 @@ def test_an_ack_of_the_last_answer_is_remembered() -> None:
     assert Device(served=3, acked=2, mark="10:00") == server.held(Reads(device="p")).device
     server.ask(SyncRequest(device="stranger", user="u", pull=False, ack="1"))
 
-    assert Device(mark="1") == server.held(Reads(device="stranger")).device
+    assert Device(served=CONFIRMED, mark="1") == server.held(Reads(device="stranger")).device
 
 
 def test_one_read_tells_all_that_a_push_without_conflicts_needs() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from blowing_off import BlowingOffClient, NotFound, Refused, client
+from blowing_off import BlowingOffClient, NotFound, Refused, sync
 from blowing_off.store import LocalStore
 from inbetweenies import replica
 from inbetweenies.model import Entity, Relationship
@@ -110,7 +110,8 @@ def ack_by_id() -> None:
         cleared = tuple(n for key in keys for n, _ in local.pending.get(key, ()))
         return replace(result, cleared=cleared)
 
-    client.absorb = absorb  # type: ignore[attr-defined]
+    assert sync.absorb is real  # type: ignore[attr-defined]
+    sync.absorb = absorb  # type: ignore[attr-defined]
 
 
 def cursor_before_rows() -> None:

@@ -720,10 +720,24 @@ def test_a_client_is_told_what_came_after_its_last_ack_and_its_own_time() -> Non
     assert [] == client.pull(time(99))["changes"]
     assert [] == client.pull(format_time(stamp, naive=True))["changes"]
     assert 4 == len(client.pull(time(-99))["changes"]), "its clock says that it missed something"
+    client.ack()
     edited(server, "r", 5, name="R")
     assert ["r"] == [each["entity_id"] for each in client.pull(time(99))["changes"]]
     assert ["r"] == [each["entity_id"] for each in client.pull(time(99))["changes"]], "told again until it is acked"
     assert "sync_ack_response" == client.ack()["type"]
+    assert [] == client.pull(time(99))["changes"]
+
+
+def test_an_answer_that_nobody_heard_is_not_confirmed_by_the_ack_of_an_empty_one() -> None:
+    server = Server()
+    client = V1Client(server)
+    assert [] == client.pull(time(99))["changes"]
+    house(V1Client(server, "other"))
+    client.pull(time(99))  # the same request came twice: this answer gets lost
+    client.ack()
+
+    assert 4 == len(client.pull(time(99))["changes"])
+    client.ack()
     assert [] == client.pull(time(99))["changes"]
 
 

@@ -13,7 +13,21 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from ...limits import Limits
-from ...model import Context, Device, Head, Held, Plan, Reads, Row, Span, SyncResponse, Telling, Writes, format_time
+from ...model import (
+    CONFIRMED,
+    Context,
+    Device,
+    Head,
+    Held,
+    Plan,
+    Reads,
+    Row,
+    Span,
+    SyncResponse,
+    Telling,
+    Writes,
+    format_time,
+)
 from ...pieces import ends
 from .. import Changes, Negotiation
 from . import codec
@@ -31,13 +45,15 @@ def down(
     held = yield Reads(device=key, stamp=read.since)
     device = held.device or Device()
     head = response.head
-    # An ack names no answer. While one is out, a late ack may be meant for it, so it must not confirm a newer one.
-    served = min(device.served, head.seq) if device.served > device.acked else head.seq
+    # An ack names no answer. While one is out, even one that told nothing, the next ack may be meant for it, so it must
+    # not confirm a newer one, which may answer a request that came twice.
+    out = held.device is not None and device.served != CONFIRMED
+    served = min(device.served, head.seq) if out else head.seq
     yield Writes(device=(key, replace(device, served=served)))
     # PROTOCOL 8.15: the client tells its own clock, so its last ack counts too, whichever is less.
     after = 0 if read.since is None else min(device.acked, held.stamp_seq, head.seq)
     # Whoever asks for everything may still hold something: its last sync may have broken off behind this answer.
-    heard = after > 0 or read.since is not None or (device.served > 0 and read.client != ANONYMOUS)
+    heard = after > 0 or read.since is not None or (held.device is not None and read.client != ANONYMOUS)
     delta = SyncDelta(server_time=format_time(head.stamp or context.now))
     telling = _Telling(
         Changes(codec.encode(delta, negotiation)),
