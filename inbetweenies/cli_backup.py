@@ -6,6 +6,7 @@ What writes and reads files is in `inbetweenies.ops`. When backups are made is f
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,20 +26,24 @@ _file = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @db_option
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path())
 @click.option(
     "--keep", type=click.IntRange(1), default=None, help="Of a folder: how many backups of this database to keep."
 )
 @json_option
-def backup(db: Path, target: Path, keep: int | None, as_json: bool) -> None:
+def backup(db: Path, target: str, keep: int | None, as_json: bool) -> None:
     """Copy the database to TARGET, a new file or a folder, and verify the copy. A server may run meanwhile.
+
+    What ends in a slash is a folder, and is made if there is none.
 
     In a folder the copy is named after the time. Beside it goes a manifest, last: a copy without one is unfinished.
     With --keep the oldest go, but only once the new one is verified.
     """
     from .ops.backup import backup as copy
 
-    made = copy(db, target, keep=keep, progress=_progress())
+    if target.endswith(("/", os.sep)):
+        Path(target).mkdir(mode=0o700, exist_ok=True)
+    made = copy(db, Path(target), keep=keep, progress=_progress())
     removed = [str(path) for path in made.removed]
     if as_json:
         click.echo(json.dumps({"path": str(made.path), "removed": removed, "manifest": _told(made.manifest)}))

@@ -46,7 +46,8 @@ def restore(backup: Path, db: Path, *, journal: Path | None = None, discard: boo
         discard: what came after the backup is to stay away (PROTOCOL 4.12).
 
     Raises:
-        BackupRefused: the backup is not good. As with whatever is raised, nothing was changed.
+        BackupRefused: the backup is not good. Whatever is raised, the old database is there as it was, unless `finish`
+            was about to end what cannot fail but for the disk: then whoever opens it next ends that.
         StoreBusy: a server or another command has the database open.
         StoreFull: there is no room for it.
         StoreError: the backup is of another database, or something could not be read or written.
@@ -92,4 +93,8 @@ def _discarded(part: Path, db: Path, journal: Journal) -> tuple[tuple[str, Event
     # In the new file before it is in its place: no server may start on it that gives back what came after it.
     store = SqliteStore(part, beside=db, journal=journal, discard=True)
     run_now(store.close())
+    if part.with_name(f"{part.name}-wal").exists():  # what does not get from there into the file is not a part of it
+        raise StoreError(
+            f"expected to write what is discarded to {part.parent}; SQLite could not, see whether it is full"
+        )
     return store.happened

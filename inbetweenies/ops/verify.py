@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from hashlib import file_digest
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -187,9 +187,9 @@ def _open(file: Path) -> sqlite3.Connection:
     return connection
 
 
-def _asked(file: Path, work: Callable[[sqlite3.Connection], Iterable[str]]) -> list[str]:
+def _asked(file: Path, work: Callable[[sqlite3.Connection], Iterator[str]]) -> list[str]:
     with closing(_open(file)) as connection:
-        return [*work(connection)]
+        return [*islice(work(connection), _TOLD_MAX)]
 
 
 def _sha256(file: Path) -> str:

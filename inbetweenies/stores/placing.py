@@ -111,7 +111,8 @@ def finish(path: Path) -> None:
     path = path.resolve()
     if waiting(path).exists():
         with exclusive(path), told(f"put a restored database at {path}"):
-            _finish(path)
+            if waiting(path).exists():  # nobody was faster
+                _finish(path)
 
 
 def _finish(path: Path) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from inbetweenies.ops.backup import STALE_SECONDS, Made, backup
 from inbetweenies.ops.manifest import encoded, manifest_of, read
 from inbetweenies.ops.verify import inspect, verify
 from inbetweenies.testing.store_tests import commit, entity, run
+from tests.ops.files import left_behind
 from tests.ops.kill import killed
 from tests.server.calls import ROOT, environment
 from tests.stores.test_journal import Site
@@ -76,6 +77,14 @@ def test_what_is_only_in_the_write_ahead_log_is_in_it(site: Site, kept: Path) ->
 
     assert {"g": 1} == ends(backup(site.path, kept / "b.db"))
     assert b"e1" not in main_file
+
+
+def test_what_a_server_left_that_was_killed_is_in_it(site: Site, kept: Path) -> None:
+    left_behind(site, "e1")
+    before = site.path.read_bytes()
+
+    assert {"g": 1} == ends(backup(site.path, kept / "b.db"))
+    assert before == site.path.read_bytes()  # which is only read
 
 
 def test_a_backup_that_copies_the_file_without_the_write_ahead_log_would_be_seen(

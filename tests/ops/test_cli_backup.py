@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_the_same_in_words(site: Site, capsys: Capture) -> None:
     assert said[2:] == [f"what was acknowledged since comes back from {site.journal.folder} when a server starts"]
     said = printed(capsys, "restore", "--db", site.path, file, "--discard-after")
     assert said[2:] == ["g: set back to 2 on purpose: what came after that is to stay away"]
+
+
+def test_what_ends_in_a_slash_is_a_folder(site: Site, capsys: Capture) -> None:
+    site.write("e1")
+    folder = site.path.with_name("new")
+    made = told(capsys, "backup", "--db", site.path, f"{folder}/", "--keep", 2)
+
+    assert (folder, 0o700) == (Path(made["path"]).parent, stat.S_IMODE(folder.stat().st_mode))
+    assert cli.invoke(["backup", "--db", str(site.path), f"{made['path']}/"]) == 1
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_what_is_not_good_ends_with_1_and_says_why(site: Site, capsys: Capture) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from inbetweenies.errors import StoreBusy, StoreError, StoreFull
 from inbetweenies.model import Head
+from inbetweenies.ops import restore as module
 from inbetweenies.ops.backup import backup
 from inbetweenies.ops.manifest import Mark, manifest_of, read
 from inbetweenies.ops.restore import restore
@@ -28,6 +29,7 @@ from inbetweenies.stores import sqlite as stores
 from inbetweenies.stores.schema import prepare
 from inbetweenies.stores.status import status
 from inbetweenies.testing.store_tests import commit, entity, run
+from tests.ops.files import alone, left_behind
 from tests.ops.kill import killed
 from tests.server.calls import ROOT, environment, running
 from tests.stores.test_journal import Site, kinds, names
@@ -49,21 +51,6 @@ def rows(path: Path) -> list[tuple[Any, ...]]:
     """What the database at `path` holds by itself, whatever lies beside it."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute("SELECT seq, id, version, hex(chain) FROM log ORDER BY graph, seq").fetchall()
-
-
-def alone(folder: Path) -> dict[str, bytes]:
-    """The files of a database and all beside it but its journal and ends."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
-def left_behind(site: Site, *ids: str) -> None:
-    """Let a process die that has committed these, so that they are in its write-ahead log only."""
-    store = site.open(journal=False, heads=False)
-    run(commit(store, "g", *(entity(id_, "v1") for id_ in ids)))
-    files = alone(site.path.parent)
-    site.close()
-    for name, data in files.items():
-        (site.path.parent / name).write_bytes(data)
 
 
 def test_what_came_after_comes_back_from_the_journal(site: Site) -> None:
@@ -324,6 +311,77 @@ def test_a_file_that_was_replaced_before_it_was_locked_is_not_taken_for_it(
 
     with pytest.raises(StoreBusy), placing.exclusive(site.path):
         pass
+
+
+def test_whoever_comes_second_to_what_was_interrupted_finds_it_done(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write("e1")
+    file = kept(site)
+    site.write("e2")
+    shutil.copy(file, placing.waiting(site.path))
+    real = placing.exclusive
+
+    def late(path: Path) -> Any:
+        monkeypatch.setattr(placing, "exclusive", real)
+        placing.finish(path)  # somebody else is faster
+        return real(path)
+
+    monkeypatch.setattr(placing, "exclusive", late)
+    placing.finish(site.path)
+    assert ["e1"] == [row[1] for row in rows(site.path)]
+    assert 1 == len(list(site.path.parent.glob("home.db.before-*")))
+
+
+def test_what_is_to_be_discarded_is_in_the_file_or_nothing_is_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.write("e1")
+    file = kept(site)
+    site.write("e2")
+    files = alone(site.path.parent)
+    opened: list[sqlite3.Connection] = []
+    monkeypatch.setattr(stores, "_close", opened.append)  # so that the log is not written back
+
+    with pytest.raises(StoreError, match="expected to write what is discarded"):
+        restore(file, site.path, discard=True)
+    assert files == alone(site.path.parent)
+    monkeypatch.undo()
+    for connection in opened:
+        connection.close()
+    assert {"e1", "e2"} == names(site.held())
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call"),
+    [
+        (module, "fsync", 1),
+        *[(placing, "sync_folder", call) for call in (1, 2, 3)],
+        *[(placing, "_set_aside", call) for call in (1, 2, 3)],
+    ],
+)
+def test_a_disk_that_fails_at_any_step_leaves_the_old_or_the_new_database(
+    site: Site, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, call: int
+) -> None:
+    site.write("e1")
+    file = kept(site)
+    left_behind(site, "e2")
+    real, calls = getattr(module, name), iter(range(1, 10))
+
+    def full(*given: Any, **more: Any) -> Any:
+        if next(calls) == call:
+            raise OSError(28, "No space left on device")
+        return real(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, full)
+        with pytest.raises(StoreFull, match="make room, then try again"):
+            restore(file, site.path)
+    site.lose("journal", "heads")
+    begun = placing.waiting(site.path).exists() or (call == 3 and name == "sync_folder")
+    assert begun == (name != "fsync")
+    assert ({"e1"} if begun else {"e1", "e2"}) == names(site.held())
+    assert not placing.waiting(site.path).exists()
+    restore(file, site.path)
+    assert {"e1"} == names(site.held())
 
 
 def test_where_no_file_can_have_two_names_the_old_one_is_moved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
