@@ -91,6 +91,9 @@ def check(file: Path, manifest: Manifest | StoreError) -> Verdict:
         return verdict("truncated", f"expected {known.size} bytes; got {size}")
     if isinstance(manifest, Newer):
         return verdict("newer", str(manifest))
+    if known is None and file.with_name(f"{file.name}-wal").exists():
+        # A database that is in use changes while it is read, and looks damaged.
+        return verdict("unfinished", str(manifest), "it is in use, see what is beside it: make a backup of it")
     try:
         found = inspect(file)
     except Foreign as error:
@@ -101,21 +104,22 @@ def check(file: Path, manifest: Manifest | StoreError) -> Verdict:
         return verdict("corrupt", *error.problems)
     if known is None:
         return verdict("unfinished", str(manifest), "the database itself is sound")
-    lies = [*_lies(known, found.schema, found.graphs)]
-    if lies:
-        return verdict("lying", *lies)
-    if found.size != known.size:
-        return verdict("altered", f"expected {known.size} bytes; got {found.size}")
-    if found.sha256 != known.sha256:
-        return verdict("altered", f"expected SHA-256 {known.sha256}; got {found.sha256}")
-    return verdict("good")
+    lies, altered = [*_lies(known, found)], [*_altered(known, found)]
+    return verdict("lying" if lies else "altered" if altered else "good", *lies, *altered)
 
 
-def _lies(manifest: Manifest, schema: int, graphs: tuple[Mark, ...]) -> Iterator[str]:
-    if manifest.schema != schema:
-        yield f"its manifest says schema {manifest.schema}; the database has {schema}"
+def _altered(manifest: Manifest, found: Found) -> Iterator[str]:
+    if manifest.size != found.size:
+        yield f"expected {manifest.size} bytes; got {found.size}"
+    elif manifest.sha256 != found.sha256:
+        yield f"expected SHA-256 {manifest.sha256}; got {found.sha256}"
+
+
+def _lies(manifest: Manifest, found: Found) -> Iterator[str]:
+    if manifest.schema != found.schema:
+        yield f"its manifest says schema {manifest.schema}; the database has {found.schema}"
     said = {mark.graph: mark for mark in manifest.graphs}
-    for mark in graphs:
+    for mark in found.graphs:
         if said.pop(mark.graph, None) != mark:
             yield f"its manifest says something else of graph {mark.graph}, which ends at {mark.seq}"
     yield from (f"its manifest tells of a graph {name}, which is not there" for name in said)

@@ -124,7 +124,7 @@ def _graphs(path: Path, tips: Mapping[str, Cursor], beside: Mapping[str, Cursor]
                         for kind, which, at, told in connection.execute(_EVENTS, (key,))
                     ),
                 )
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"expected a database that SQLite can read at {path}; it says: {error}") from error
 
 

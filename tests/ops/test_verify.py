@@ -71,6 +71,15 @@ def test_a_backup_that_is_as_it_was_is_good_and_nothing_is_written(copy: Path) -
     assert before == {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in copy.parent.iterdir()}
 
 
+def test_a_database_in_use_is_not_taken_for_a_damaged_backup(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.write("e1")
+    assert ("unfinished", "the database itself is sound") == ((v := verify(site.path)).kind, v.problems[1])
+    site.open()
+    assert ("unfinished", True) == ((v := verify(site.path)).kind, v.problems[1].startswith("it is in use"))
+    site.close()
+
+
 def _cut(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
 
