@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -58,7 +59,7 @@ def backup(
 
     Raises:
         LocalProtocolError: there is a file already, or `keep` is less than 1 or not about a folder.
-        StoreFull: there is no room for it. Whatever is raised, nothing of the backup is left.
+        StoreFull: there is no room for it. Whatever is raised, no half of a backup is left.
         StoreCorrupt: the database itself is damaged.
         StoreError: the database is none of ours, or something could not be read or written.
     """
@@ -75,10 +76,13 @@ def backup(
     sweep(file.parent, f"{db.stem}-" if folder else file.name)
     with part_of(file) as part, part_of(manifest_of(file)) as beside, told(f"write a backup to {file}"):
         copied = _copy(db, part, progress)
-        try:
-            found = inspect(part)
-        except Damaged as error:
-            raise StoreCorrupt(f"expected {db} to be sound; it is damaged: {error}. Restore a backup") from error
+        with ThreadPoolExecutor(1) as thread:
+            synced = thread.submit(_sync, part)  # the disk has its time while what is in memory is looked at
+            try:
+                found = inspect(part)
+            except Damaged as error:
+                raise StoreCorrupt(f"expected {db} to be sound; it is damaged: {error}. Restore a backup") from error
+            synced.result()
         if copied != (found.schema, found.graphs):
             raise StoreCorrupt(f"expected the copy of {db} to end where it does; it does not")
         manifest = Manifest(format=FORMAT, release=_release(), made=format_time(now), **asdict(found))
@@ -146,7 +150,7 @@ def _publish(part: Path, file: Path) -> None:
 
 
 def _copy(db: Path, part: Path, progress: Progress) -> tuple[int, tuple[Mark, ...]]:
-    """Copy the database as of one commit to `part`, durably. Returns its schema and its graphs, read from itself."""
+    """Copy the database as of one commit to `part`. Returns its schema and its graphs, read from itself."""
     with border("read the database"), closing(_connect(db, "ro")) as source:
         # One snapshot for all of it: without, whatever somebody commits meanwhile would make the copy begin again.
         source.execute("BEGIN")
@@ -156,9 +160,12 @@ def _copy(db: Path, part: Path, progress: Progress) -> tuple[int, tuple[Mark, ..
             raise StoreError(f"cannot make a backup of {db}: {error}") from error
         graphs = marks(source, schema)
         _copy_pages(source, part, progress)
+    return schema, graphs
+
+
+def _sync(part: Path) -> None:
     with part.open("rb+") as opened:
         fsync(opened.fileno())
-    return schema, graphs
 
 
 def _copy_pages(source: sqlite3.Connection, part: Path, progress: Progress) -> None:
