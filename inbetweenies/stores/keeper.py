@@ -181,8 +181,9 @@ class Keeper:
         newest = () if self.journal is None else self.journal.newest()
         tips = ends(newest)  # before the database is looked at, so that it cannot be behind them by chance
         graphs = self._graphs()
-        if self.journal is not None and tips:
-            self._check_identity(self.journal, graphs, tips, newest)
+        if self.journal is not None:
+            births = {name: graph.birth for name, graph in graphs.items() if graph.head.seq}
+            refuse_strange(self._path, self.journal, births, newest)
         ends_ = () if self.heads is None else self.heads.all()
         if discard:
             for graph in sorted({*graphs, *tips, *(end.graph for end in ends_)}):
@@ -209,27 +210,6 @@ class Keeper:
             )
             for name, birth, epoch, seq, chain, stamp, digest in found
         }
-
-    def _check_identity(
-        self,
-        journal: Journal,
-        graphs: Mapping[str, Known],
-        tips: Mapping[str, tuple[str, Cursor]],
-        newest: Iterable[Segment],
-    ) -> None:
-        """A journal and a database know each other by the births of graphs. An empty database takes any journal, but
-        not that of a database that is there."""
-        births = {name: birth for name, (birth, _) in tips.items()}
-        full = {name: graph.birth for name, graph in graphs.items() if graph.head.seq}
-        of = next((segment.opening.database for segment in newest if segment.opening is not None), str(self._path))
-        strange = full and not any(births.get(name) == birth for name, birth in full.items())
-        clash = any(births.get(name, birth) != birth for name, birth in full.items())
-        taken = not full and of != str(self._path) and Path(of).exists()
-        if strange or clash or taken:
-            raise StoreError(
-                f"expected the journal of {self._path} in {journal.folder}; got that of another database ({of}). "
-                "Name another folder, or move this one away."
-            )
 
     def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor) -> None:
         """Give a graph what the journal holds beyond it, and the journal what it missed."""
@@ -352,6 +332,27 @@ class Keeper:
             event = await run(rewind.discard(wall_clock(), epochs), tx)
         self.happened.append((graph, event))
         return event
+
+
+def refuse_strange(path: Path, journal: Journal, full: Mapping[str, str], newest: Sequence[Segment]) -> None:
+    """A journal and a database know each other by the births of graphs: those that hold something, in `full`. An empty
+    database takes any journal, but not that of a database that is there.
+
+    Raises:
+        StoreError: the journal is of another one than the database at `path`.
+    """
+    births = {name: birth for name, (birth, _) in ends(newest).items()}
+    if not births:
+        return
+    of = next((segment.opening.database for segment in newest if segment.opening is not None), str(path))
+    strange = full and not any(births.get(name) == birth for name, birth in full.items())
+    clash = any(births.get(name, birth) != birth for name, birth in full.items())
+    taken = not full and of != str(path) and Path(of).exists()
+    if strange or clash or taken:
+        raise StoreError(
+            f"expected the journal of {path} in {journal.folder}; got that of another database ({of}). "
+            "Name another folder, or move this one away."
+        )
 
 
 def run_now(work: Coroutine[Any, Any, T]) -> T:

@@ -30,6 +30,7 @@ from .commits import SHARE_MS, Commits, Shared
 from .journal import Journal
 from .keeper import Committed, Keeper
 from .memory import random_epoch
+from .placing import finish, told
 from .schema import FOREVER, prepare
 
 IDLE_CONNECTIONS_MAX: Final = 8  # each may hold its cache in memory; more are opened while more are needed
@@ -133,7 +134,7 @@ def _asked(columns: int, keys: int) -> str:
 
 
 @contextmanager
-def _border(doing: str) -> Iterator[None]:
+def border(doing: str) -> Iterator[None]:
     """No exception of SQLite's gets past this; what it was `doing` is told instead of its values."""
     try:
         yield
@@ -143,6 +144,8 @@ def _border(doing: str) -> Iterator[None]:
         raise StoreError(f"SQLite could not {doing}: out of memory") from error
     except OverflowError as error:
         raise LocalProtocolError(f"expected integers of at most 64 bits to {doing}; got a larger one") from error
+    except UnicodeDecodeError as error:  # of what SQLite says of a schema that it cannot read
+        raise StoreCorrupt(f"SQLite could not {doing}: expected UTF-8 text in the file; got other bytes") from error
     except UnicodeEncodeError:
         raise LocalProtocolError(f"expected text that is Unicode to {doing}; got a lone surrogate") from None
 
@@ -187,6 +190,7 @@ class SqliteStore:
             which a file that was set back gets what it lacks; True for ``.journal`` beside the file, False for none.
         heads: whether the ends of logs are kept in ``.heads`` beside the file, so that its being set back is noticed.
         discard: the file was set back on purpose: what came after it is to stay away (PROTOCOL 4.12).
+        beside: the database of which journal and ends of logs are, if it is not this file: this one takes its place.
 
     Raises:
         StoreCorrupt: the file is no SQLite database, or a damaged one.
@@ -206,6 +210,7 @@ class SqliteStore:
         journal: Journal | str | os.PathLike[str] | bool = True,
         heads: bool = True,
         discard: bool = False,
+        beside: Path | None = None,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
@@ -213,11 +218,12 @@ class SqliteStore:
         self._hints = DeviceHints(device_hints_max)
         self._file = _File(file, epochs, busy_timeout_ms, share_ms, on_connect)
         self._file.open()
+        of = file if beside is None else beside.absolute()
         if isinstance(journal, bool):
-            kept = Journal(file.with_name(f"{file.name}.journal")) if journal else None
+            kept = Journal(of.with_name(f"{of.name}.journal")) if journal else None
         else:
             kept = journal if isinstance(journal, Journal) else Journal(journal)
-        self._keeper = Keeper(self, file, self._file.lent, journal=kept, heads=heads)
+        self._keeper = Keeper(self, of, self._file.lent, journal=kept, heads=heads)
         self._file.commits.committed = self._keeper.committed
         try:
             self._keeper.start(discard=discard)
@@ -274,7 +280,7 @@ class _File:
         on_connect: Callable[[sqlite3.Connection], object] | None,
     ) -> None:
         self.epochs = epochs
-        self.commits = Commits(self.take, self.give_back, _border, busy_timeout_ms=busy_timeout_ms, share_ms=share_ms)
+        self.commits = Commits(self.take, self.give_back, border, busy_timeout_ms=busy_timeout_ms, share_ms=share_ms)
         self._path = path
         self._busy_timeout_ms = busy_timeout_ms
         self._on_connect = on_connect
@@ -286,15 +292,10 @@ class _File:
         if sqlite3.sqlite_version_info < (3, 37):
             raise StoreError(f"expected SQLite 3.37 or newer, for STRICT tables; got {sqlite3.sqlite_version}")
         with _OPENING:
-            try:
-                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            except FileExistsError:
-                pass
-            except OSError as error:
-                raise StoreError(f"could not make the file of the store: {error.strerror}") from error
             deadline = time.monotonic() + self._busy_timeout_ms / 1000
             while True:
                 try:
+                    finish(self._path)
                     return self._open()
                 except StoreBusy:
                     # Two processes that make one file get in each other's way where SQLite itself does not wait.
@@ -303,14 +304,26 @@ class _File:
                     time.sleep(0.005)
 
     def _open(self) -> None:
-        with _border("open the store"):
+        with told(f"open or make {self._path}"):
+            with suppress(FileExistsError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            opened = self._path.stat()
+        with border("open the store"):
             connection = self._connect()
             try:
                 prepare(connection)
+                # What waits until a database is restored would otherwise go on with the one that was set aside.
+                self._still(opened)
             except BaseException:
                 connection.close()
                 raise
             self._idle.append(connection)
+
+    def _still(self, opened: os.stat_result) -> None:
+        with told(f"find {self._path}"):
+            now = self._path.stat()
+        if not os.path.samestat(opened, now):
+            raise StoreBusy("expected the file that was opened; another one has taken its place: try again")
 
     def close(self) -> None:
         self._closed = True
@@ -329,7 +342,7 @@ class _File:
     @contextmanager
     def lent(self, doing: str) -> Iterator[sqlite3.Connection]:
         """A connection for one statement."""
-        with _border(doing):
+        with border(doing):
             connection = self.take()
             sound = False
             try:
@@ -401,7 +414,7 @@ class _Transaction(BaseTransaction):
 
     def _begin(self) -> Head:
         with ExitStack() as undo:
-            undo.enter_context(_border("begin a transaction"))
+            undo.enter_context(border("begin a transaction"))
             if self.writable:
                 self._shared = self._file.commits.enter()
                 self._connection = self._shared.connection
@@ -506,7 +519,7 @@ class _Transaction(BaseTransaction):
     @contextmanager
     def _border(self, doing: str) -> Iterator[None]:
         try:
-            with _border(doing):
+            with border(doing):
                 yield
         except (LocalProtocolError, StoreBusy, StoreFull):
             raise

@@ -18,6 +18,7 @@ from ..errors import StoreCorrupt, StoreError
 from ..model import Cursor, Event
 from .heads import Heads, journal_of
 from .journal import Journal, ends
+from .placing import waiting
 from .schema import APPLICATION_ID, SCHEMA_VERSION
 
 #: What a place kept elsewhere says of a log: it is its end, it is on the way there, it is beyond it, it is of another.
@@ -83,6 +84,8 @@ def status(path: Path, journal: Path | None = None) -> StoreStatus:
     Raises:
         StoreError: it is no database of ours, or one of a release that this one cannot read.
     """
+    if waiting(path).exists():
+        raise StoreError(f"expected {path} to be whole; a restore of it was interrupted: start a server, which ends it")
     kept = Journal(journal or journal_of(path))
     files = [(file.stat().st_size, int(file.stat().st_mtime)) for file in kept.segments()]
     tips = {graph: tip for graph, (_, tip) in ends(kept.newest()).items()}
@@ -121,7 +124,7 @@ def _graphs(path: Path, tips: Mapping[str, Cursor], beside: Mapping[str, Cursor]
                         for kind, which, at, told in connection.execute(_EVENTS, (key,))
                     ),
                 )
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise StoreCorrupt(f"expected a database that SQLite can read at {path}; it says: {error}") from error
 
 

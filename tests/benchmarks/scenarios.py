@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from inbetweenies.engine import serve
 from inbetweenies.exchange import Asked, run
 from inbetweenies.limits import Limits, gate
 from inbetweenies.model import Change, Context, SyncRequest, body_of
+from inbetweenies.ops.backup import backup
+from inbetweenies.ops.manifest import manifest_of
 from inbetweenies.replica import State, copy_of
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores.sqlite import SqliteStore
@@ -623,6 +626,34 @@ def _full_answer(bench: Bench, name: str, body: bytes, is_whole: Callable[[Told]
 # --- latency and throughput ---------------------------------------------------------------------------------------
 
 
+def backup_verify_100k(bench: Bench) -> list[Row]:
+    """A backup of a large database, which is verified before it counts, against what SQLite itself does of that."""
+
+    def made() -> float:
+        file = bench.path("backup")
+        seconds = wall(lambda: backup(bench.huge, file))
+        for one in (file, manifest_of(file)):
+            one.unlink()
+        return seconds
+
+    def floor() -> float:
+        file = bench.path("copy")
+        with closing(sqlite3.connect(bench.huge)) as source, closing(sqlite3.connect(file)) as copy:
+            seconds = wall(lambda: source.backup(copy)) + wall(
+                lambda: copy.execute("PRAGMA integrity_check").fetchall()
+            )
+        file.unlink()
+        return seconds
+
+    values, floors = in_turns(bench.sizes.turns, made, floor)
+    size = bench.huge.stat().st_size / MB
+    note = (
+        f"wall; {2 * bench.sizes.huge:,} rows, {size:,.0f} MB: copied, on the disk, checksum, hashes, chains and"
+        " digests computed again, and SQLite's checks; floor: SQLite's copy and integrity_check alone"
+    )
+    return [bounded("backup_verify_100k", values, unit="s", most=2, note=note, floors=floors)]
+
+
 def idle_pull(bench: Bench) -> list[Row]:
     """A pull when there is nothing new, over the cheapest request that there is."""
     with bench.server.peer(bench.many) as peer:
@@ -773,6 +804,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         sync_10k,
         recover_170_of_10k,
         delta_10_in_100k,
+        backup_verify_100k,
         idle_pull,
         v1_full_10k,
         first_sync_100k,
