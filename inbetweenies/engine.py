@@ -27,6 +27,7 @@ from .model import (
     Cursor,
     Device,
     Entity,
+    Event,
     Head,
     Held,
     Kind,
@@ -235,6 +236,7 @@ class _Work:
         self.refused: list[Refused] = []
         self.open: set[tuple[Kind, str]] = set()
         self.conflicts: list[Conflict] = []
+        self.faults: dict[str, Event] = {}  # rules that failed, by entity type
 
     # entities
 
@@ -317,6 +319,8 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
+        if self.rule(merge.shared(over_entity, over_current, rows), current, mine, entity, body, hash_, here, there):
+            return
         base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
         if base is not None and not base.deleted:
             self.merge(base, current, mine, entity, body, hash_, here, there)
@@ -333,6 +337,52 @@ class _Work:
             self.lineages[id_] = rows, {version: row.entity().parent_versions for version, row in rows.items()}
         return self.lineages[id_]
 
+    def rule(
+        self,
+        base: Row | None,
+        current: Row,
+        mine: Entity,
+        entity: Entity,
+        body: bytes,
+        hash_: bytes,
+        here: merge.Side,
+        there: merge.Side,
+    ) -> bool:
+        """PROTOCOL 6.8: whether the rule of the type settled it, or left it to a person."""
+        began = None if base is None else base.entity()
+        most = self.limits.entity_bytes_max
+        ruling = merge.ruled(self.policy, began, mine, entity, here=here, there=there, bytes_max=most)
+        if ruling.fault:
+            told: dict[str, str | int] = {"entity_type": clip(mine.entity_type), "error": clip(ruling.fault)}
+            self.faults[mine.entity_type] = Event(kind="rule_failed", key=mine.entity_type, at=self.now, told=told)
+        if ruling.verdict is merge.Verdict.PASS:
+            return False
+        self.add_entity(entity, body, hash_, current=False)
+        if ruling.entity is not None:
+            self.lost(entity, current.version, self.join(ruling.entity, here, there), merge.BY_RULE)
+            kept_nothing = merge.alike(ruling.entity, mine)
+            self.ack("entity", entity.id, entity.version, "lost_kept" if kept_nothing else "merged")
+        elif began is not None and merge.alike(began, entity):
+            # What says nothing new leaves nothing to decide.
+            self.ack("entity", entity.id, entity.version, "superseded")
+        else:
+            self.lost(entity, current.version, current.version, merge.FOR_REVIEW)
+            self.ack("entity", entity.id, entity.version, "lost_kept")
+        return True
+
+    def join(self, entity: Entity, here: merge.Side, there: merge.Side) -> str:
+        """PROTOCOL 6.6: add the row in which two become one; its version."""
+        body = body_of(entity)
+        while entity.version in self.lineage(entity.id)[0]:
+            # Anybody can tell what a merge will be called, and have pushed a row under that name.
+            entity = replace(entity, version=beside(entity.version, row_hash("entity", body)))
+            body = body_of(entity)
+        self.allowance.spend(len(body))
+        edit = max(here.edit, there.edit)
+        # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
+        self.add_entity(entity, body, row_hash("entity", body), current=True, edit=edit, above=edit)
+        return entity.version
+
     def merge(
         self,
         base: Row,
@@ -347,17 +397,7 @@ class _Work:
         merged = merge.three_way(base.entity(), mine, entity, here=here, there=there)
         self.allowance.spend(len(base.body))
         self.add_entity(entity, body, hash_, current=False)
-        if merge.alike(merged.entity, mine):
-            resolved = current.version
-        else:
-            merged_body = body_of(merged.entity)
-            self.allowance.spend(len(merged_body))
-            edit = max(here.edit, there.edit)
-            # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
-            self.add_entity(
-                merged.entity, merged_body, row_hash("entity", merged_body), current=True, edit=edit, above=edit
-            )
-            resolved = merged.entity.version
+        resolved = current.version if merge.alike(merged.entity, mine) else self.join(merged.entity, here, there)
         if merged.contested:
             _, reason = later(here, there)
             self.lost(entity, current.version, resolved, f"merged by field; {reason}")
@@ -565,6 +605,7 @@ class _Work:
         forked = bool(events)
         if counted is not None:
             device = (self.request.device, counted)
+        events += tuple(self.faults.values())
         came_back = sum(row.via != "" for row in self.rows.values())
         if came_back:
             events += (rewind.offers(self.request, head, came_back, self.held.events, self.now),)
