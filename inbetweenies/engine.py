@@ -298,7 +298,7 @@ class _Work:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
             return
-        if current.version in over_entity:
+        if current.version in over_entity or self.follows_unseen(current, entity, over_entity, rows):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
             return
@@ -329,6 +329,15 @@ class _Work:
         self.add_entity(entity, body, hash_, current=remote_wins)
         self.lost(entity, current.version, entity.version if remote_wins else current.version, reason)
         self.ack("entity", entity.id, entity.version, "applied" if remote_wins else "lost_kept")
+
+    def follows_unseen(self, current: Row, entity: Entity, above: set[str], rows: dict[str, Row]) -> bool:
+        """PROTOCOL 6.1: whether a peer that had been told the current row sends only the last of its edits since."""
+        request = self.request
+        if request.features or not entity.parent_versions or current.deleted or not above.isdisjoint(rows):
+            return False
+        # What this log told last may not have arrived; where the peer says that it stands, it does.
+        says = request.cursor or request.after or request.since
+        return says is not None and current.seq <= start_of(request, self.held)[0]
 
     def lineage(self, id_: str) -> tuple[dict[str, Row], dict[str, tuple[str, ...]]]:
         """The rows of a contested id by version, and the parents of each. Kept up by `add_entity`."""

@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct
 from msgspec.structs import force_setattr
 
 from .errors import LocalProtocolError
-from .limits import canonical
+from .limits import LIMITS, Limits, canonical
 from .model import Entity, Row, body_of, edit_time, format_time, is_deleted
 
 CLAMP_US: Final = 5 * 60 * 1_000_000  # an honest clock is seldom further ahead than this
@@ -28,6 +28,9 @@ TOMBSTONE_WINS: Final = "a tombstone wins over a concurrent edit"
 VERSION_COLLISION: Final = "the same version was already taken by other content"
 FOR_REVIEW: Final = "left to a person; both are kept until somebody resolves it"
 BY_RULE: Final = "decided by the rule of its type"
+
+#: What new content may hold, so that a message around it is still one (PROTOCOL 2.5): it puts five levels there.
+VALUE_LIMITS: Final = Limits(depth_max=LIMITS.depth_max - 5, nodes_max=LIMITS.nodes_max - 64)
 
 _parse = msgspec.json.decode
 _NO_CONTROLS: Final = dict.fromkeys([*range(32), 127], "?")
@@ -355,7 +358,7 @@ def laid_over(entity: Entity, value: Value) -> dict[str, Any]:
     """
     says = document(entity)
     if value.content is not None:
-        says["content"] = _parse(canonical(dict(value.content)))
+        says["content"] = _parse(canonical(dict(value.content), limits=VALUE_LIMITS))
     if value.name is not None:
         says["name"] = "" + value.name  # a rule is somebody else's code: what is no text fails here
     return says

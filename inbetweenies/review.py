@@ -119,7 +119,8 @@ def waiting(history: Iterable[Row], policy: Policy, limits: Limits) -> tuple[Ope
     parents = {version: row.entity().parent_versions for version, row in rows.items()}
     line = ancestors((current.version,), parents)
     followed = {parent for version, above in parents.items() for parent in above if parent != version}
-    ends = [row for row in ordered if row.version not in line and row.version not in followed]
+    places = {row.seq: row for row in ordered}
+    ends = [row for row in ordered if row.version not in line and row.version not in followed and _lost(row, places)]
     found = []
     for theirs in ends:
         base = shared(ancestors(parents[theirs.version], parents), line, rows)
@@ -132,6 +133,13 @@ def waiting(history: Iterable[Row], policy: Policy, limits: Limits) -> tuple[Ope
         if not _is_said(theirs, since) and _is_left(policy, base, current, theirs, limits):
             found.append(Open(mine=current, theirs=theirs, base=base))
     return tuple(found)
+
+
+def _lost(row: Row, places: Mapping[int, Row]) -> bool:
+    """Whether a row lost: it never was current, or a tombstone took its place. What else did was found to follow it
+    (6.1), or won as a whole before there was a rule."""
+    after = places.get(row.until or 0)
+    return after is not None and (after is row or after.deleted)
 
 
 def _reaches(row: Row, lost: Row) -> bool:
@@ -171,8 +179,8 @@ def listing(policy: Policy, limits: Limits, after: Place = Place()) -> Plan[Page
         if entity_type < after.entity_type:
             continue
         start = after if entity_type == after.entity_type else Place(entity_type)
-        # The row at which the last page ended may have more entries.
-        seq = max(start.mine - 1, 0)
+        # The row at which the last page ended may have more entries, unless the page says that it was done with it.
+        seq = start.mine if start.theirs == SEQ_MAX else max(start.mine - 1, 0)
         while True:
             span = Span(
                 after=seq,
