@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Version,
     )
     from .migration import VersionMigration
+    from .review import Contested, Review
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
     from .updates.manager import AutoUpdateManager
@@ -40,6 +41,8 @@ _HOMES = {
     "SyncReport": ".client",
     "Version": ".client",
     "VersionMigration": ".migration",
+    "Contested": ".review",
+    "Review": ".review",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
     "SyncRunning": ".store",
@@ -58,6 +61,7 @@ __all__ = [
     "Blocked",
     "BlowingOffClient",
     "ConflictRecord",
+    "Contested",
     "HttpTransport",
     "LocalStore",
     "NotConnected",
@@ -65,6 +69,7 @@ __all__ = [
     "NotStorable",
     "Progress",
     "Refused",
+    "Review",
     "Status",
     "SyncReport",
     "SyncRunning",

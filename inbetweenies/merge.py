@@ -243,6 +243,17 @@ def document(entity: Entity) -> dict[str, Any]:
     }
 
 
+def woven(base: Entity | None, mine: Entity, theirs: Entity) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Both edits since `base` in one `document`, and the JSON pointers that both changed, where it says what `mine`
+    does. Without a base all that differs is contested, each part of a document as a whole."""
+    ours, other = document(mine), document(theirs)
+    if base is None:
+        return ours, tuple(f"/{part}" for part, value in ours.items() if not same(value, other[part]))
+    contested: list[str] = []
+    merged: dict[str, Any] = _merge(document(base), ours, other, False, "", contested)
+    return merged, tuple(contested)
+
+
 def three_way(base: Entity, local: Entity, remote: Entity, *, here: Side, there: Side) -> Merged:
     """PROTOCOL 6.3, 6.6: both edits since `base` in one row; where both changed a path, the later edit wins it.
 
