@@ -101,6 +101,28 @@ async def test_a_v1_client_takes_what_was_decided(site: Site) -> None:
     assert ["Ann"] == [change["data"]["name"] for change in told["changes"]]
 
 
+async def test_a_v1_push_that_is_sent_again_or_made_twice_leaves_nothing_to_decide(site: Site) -> None:
+    def record(client: str, sync_id: str, name: str, updated: str) -> dict[str, Any]:
+        data = {"id": "u", "name": name, "is_owner": True, "created_at": updated, "updated_at": updated}
+        change = {"entity_type": "users", "entity_id": "u", "operation": "update", "data": data}
+        return {"client_id": client, "changes": [change | {"client_sync_id": sync_id}]}
+
+    [entry] = await site.waiting()
+    await site.resolve(entry["id"], {"take": "mine"})
+    made, edited = "2026-06-15T09:41:02.000000", "2026-06-15T09:41:03.000000"
+    site.now += 10 * SECOND
+    for number, (client, name, updated) in enumerate(
+        [("a", "Ann", made), ("a", "Ann", made), ("a", "Anna", edited), ("a", "Anna", edited), ("b", "Anna", edited)]
+    ):
+        answer = await site.ask("POST", "/api/v1/sync/push", record(client, f"s{number}", name, updated))
+        assert ([f"s{number}"], []) == (
+            [applied["client_sync_id"] for applied in answer.json["applied"]],
+            answer.json["conflicts"],
+        )
+
+    assert [] == await site.waiting()
+
+
 async def test_another_graph_sees_and_resolves_nothing(site: Site) -> None:
     [entry] = await site.waiting()
     foreign = await site.resolve(entry["id"], {"take": "mine"}, site.eve)
