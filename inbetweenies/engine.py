@@ -319,8 +319,10 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
-        if self.rule(merge.shared(over_entity, over_current, rows), current, mine, entity, body, hash_, here, there):
-            return
+        if mine.entity_type in self.policy.rules:
+            began = merge.shared(over_entity, over_current, rows)
+            if self.rule(began, current, mine, entity, body, hash_, here, there):
+                return
         base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
         if base is not None and not base.deleted:
             self.merge(base, current, mine, entity, body, hash_, here, there)

@@ -324,15 +324,12 @@ class Ruling(Struct, frozen=True, kw_only=True):
 def ruled(
     policy: Policy, base: Entity | None, mine: Entity, theirs: Entity, *, here: Side, there: Side, bytes_max: int
 ) -> Ruling:
-    """PROTOCOL 6.8: ask the rule of the type of `mine`, if there is one.
+    """PROTOCOL 6.8: ask the rule of the type of `mine`; there is one.
 
     Whatever a rule does wrong, the contest goes on to the next rung: no write is lost over it.
     """
-    rule = policy.rules.get(mine.entity_type)
-    if rule is None:
-        return Ruling()
     try:
-        said = rule(base, mine, theirs)
+        said = policy.rules[mine.entity_type](base, mine, theirs)
         if said is Verdict.PASS or said is Verdict.REVIEW:
             return Ruling(verdict=said)
         entity = _decided(said, mine, theirs, here, there)

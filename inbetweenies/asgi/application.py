@@ -108,6 +108,7 @@ def app(
         store: where graphs are kept; `router.store` or a memory store if not given.
         router: finds and serves wire versions; by default one over `store` with `limits` and `policy`.
         tokens: who may speak; by default tokens in memory, at `App.tokens`.
+        policy: who wins, and the rules of one's own for entity types (PROTOCOL 6.8).
         admin_password: switches ``POST /api/v1/auth/admin/login`` on, for deployed clients.
         admin_graph: the graph of whoever logs in there, and of everybody without `auth`.
         auth: False serves `admin_graph` to anybody who can connect; only for one's own machine.
@@ -120,12 +121,14 @@ def app(
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
-        LocalProtocolError: `store` is not the one of `router`, or `router` serves no wire version.
+        LocalProtocolError: `store` or `policy` is not the one of `router`, or `router` serves no wire version.
     """
     if router is None:
         router = ProtocolFallback(store, limits=limits, policy=policy)
     elif store is not None and store is not router.store:
         raise LocalProtocolError("expected the store of the router, or none; got another store")
+    elif policy is not None and policy is not router.policy:
+        raise LocalProtocolError("expected the policy of the router, or none; got another one")
     _ = router.registry  # raises if nothing would be served: better now than at the first request
     return App(
         router,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from inbetweenies import review
 from inbetweenies.asgi import App, app
 from inbetweenies.auth import MemoryTokens
+from inbetweenies.errors import LocalProtocolError
 from inbetweenies.merge import Policy, manual
 from inbetweenies.router import ProtocolFallback, V2ProtocolHandler
 from inbetweenies.stores import MemoryStore, SqliteStore
@@ -219,4 +220,6 @@ async def test_handlers_and_applications_take_rules_as_other_options() -> None:
 
     assert [MINE["version"]] == [lost["resolved_version"] for lost in told["conflicts"]]
     assert policy is served.router.policy
+    with pytest.raises(LocalProtocolError):
+        app(router=served.router, policy=Policy())
     await served.close()
