@@ -200,12 +200,15 @@ def test_a_rule_that_fails_loses_nothing_and_is_told_of(rule: Callable[..., Any]
     assert "secret" not in str(event.told)
 
 
-def test_a_version_that_a_merge_would_have_may_be_taken() -> None:
-    made = contest(None)[0].current("n")
-    server, response = contest(None, BASE, MINE, replace(made, name="Squatter", parent_versions=(BASE.version,)), MINE)
+@pytest.mark.parametrize("rule", [None, _sum], ids=["by field", "by a rule"])
+def test_the_version_that_a_merge_would_have_may_be_taken(rule: Rule | None) -> None:
+    made = contest(rule)[0].current("n")
+    server, response = contest(rule, BASE, MINE, replace(MINE, version=made.version))
+    now = server.current("n")
 
     assert ["merged"] == [ack.outcome for ack in response.acks]
-    assert {"a": 3, "b": 4} == content(server)
+    assert (made.content, made.parent_versions) == (now.content, now.parent_versions)
+    assert now.version.startswith(f"{made.version}#")
 
 
 @pytest.mark.parametrize("rules", [{"note": manual, "Note": manual}, {"note": "manual"}])
