@@ -88,6 +88,16 @@ async def test_what_waits_is_listed_with_both_sides_and_resolved(site: Site) -> 
     assert [done.json["resolved"]["version"]] == [change["entity"]["version"] for change in told]
 
 
+async def test_who_is_connected_hears_of_what_was_decided_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[str] = []
+    monkeypatch.setattr(site.app._sockets, "changed", woken.append)
+    [entry] = await site.waiting()
+    for take in ("mine", "mine", "theirs"):
+        await site.resolve(entry["id"], {"take": take})
+
+    assert ["home"] == woken
+
+
 async def test_a_v1_client_takes_what_was_decided(site: Site) -> None:
     pushed = {"homes": [], "client_id": "old", "changes": []}
     await site.ask("POST", "/api/v1/sync/push", pushed)
