@@ -319,10 +319,10 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
-        if mine.entity_type in self.policy.rules:
-            began = merge.shared(over_entity, over_current, rows)
-            if self.rule(began, current, mine, entity, body, hash_, here, there):
-                return
+        if mine.entity_type in self.policy.rules and self.rule(
+            over_entity, over_current, current, mine, entity, body, hash_, here, there
+        ):
+            return
         base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
         if base is not None and not base.deleted:
             self.merge(base, current, mine, entity, body, hash_, here, there)
@@ -350,7 +350,8 @@ class _Work:
 
     def rule(
         self,
-        base: Row | None,
+        above: set[str],
+        line: set[str],
         current: Row,
         mine: Entity,
         entity: Entity,
@@ -360,6 +361,8 @@ class _Work:
         there: merge.Side,
     ) -> bool:
         """PROTOCOL 6.8: whether the rule of the type settled it, or left it to a person."""
+        rows, _ = self.lineage(entity.id)
+        base = merge.shared(above, line, rows)
         began = None if base is None else base.entity()
         most = self.limits.entity_bytes_max
         ruling = merge.ruled(self.policy, began, mine, entity, here=here, there=there, bytes_max=most)
@@ -368,13 +371,13 @@ class _Work:
             self.faults[mine.entity_type] = Event(kind="rule_failed", key=mine.entity_type, at=self.now, told=told)
         if ruling.verdict is merge.Verdict.PASS:
             return False
+        idle = merge.nothing_new(entity, above, base, rows)
         self.add_entity(entity, body, hash_, current=False)
         if ruling.entity is not None:
             self.lost(entity, current.version, self.join(ruling.entity, here, there), merge.BY_RULE)
             kept_nothing = merge.alike(ruling.entity, mine)
             self.ack("entity", entity.id, entity.version, "lost_kept" if kept_nothing else "merged")
-        elif began is not None and merge.alike(began, entity):
-            # What says nothing new leaves nothing to decide.
+        elif idle:
             self.ack("entity", entity.id, entity.version, "superseded")
         else:
             self.lost(entity, current.version, current.version, merge.FOR_REVIEW)

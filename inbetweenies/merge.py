@@ -188,6 +188,15 @@ def shared(above: Iterable[str], over_current: set[str], rows: Mapping[str, Row]
     return merge_base(over_current.intersection(above), rows)
 
 
+def nothing_new(entity: Entity, above: Iterable[str], base: Row | None, rows: Mapping[str, Row]) -> bool:
+    """PROTOCOL 6.9: whether a row says what both sides had before them, `base`, and what its writer had: the newest
+    held row of those `above` it. Who takes back what waits does say something."""
+    if base is None or not alike(base.entity(), entity):
+        return False
+    own = merge_base(above, rows) or base
+    return own is base or alike(own.entity(), entity)
+
+
 _MISSING: Final = object()
 
 

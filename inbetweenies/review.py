@@ -17,7 +17,7 @@ from msgspec import UNSET, Raw, Struct
 from . import engine, merge
 from .errors import RemoteProtocolError
 from .limits import Allowance, Limits, canonical, checked_decode, gate
-from .merge import Policy, Value, Verdict, alike, ancestors, document, same, shared, side_of
+from .merge import Policy, Value, Verdict, alike, ancestors, document, nothing_new, same, shared, side_of
 from .model import SEQ_MAX, Change, Context, Entity, Plan, Reads, Row, Span, SyncRequest, format_time
 
 ENTRIES_MAX: Final = 100  # of one page
@@ -123,14 +123,16 @@ def waiting(history: Iterable[Row], policy: Policy, limits: Limits) -> tuple[Ope
     ends = [row for row in ordered if row.version not in line and row.version not in followed and _lost(row, places)]
     found = []
     for theirs in ends:
-        base = shared(ancestors(parents[theirs.version], parents), line, rows)
-        older = set() if base is None else ancestors(parents[base.version], parents)
+        above = ancestors(parents[theirs.version], parents)
+        base = shared(above, line, rows)
+        older = set() if base is None else ancestors((base.version,), parents)
         since = [
             rows[version]
             for version in line - older
             if version in rows and (base is not None or _reaches(rows[version], theirs))
         ]
-        if not _is_said(theirs, since) and _is_left(policy, base, current, theirs, limits):
+        idle = _is_said(theirs, since) or nothing_new(theirs.entity(), above, base, rows)
+        if not idle and _is_left(policy, base, current, theirs, limits):
             found.append(Open(mine=current, theirs=theirs, base=base))
     return tuple(found)
 

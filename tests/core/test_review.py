@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from inbetweenies import merge, review
+from inbetweenies import engine, merge, review
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.exchange import carry_out
 from inbetweenies.limits import Limits
@@ -399,6 +399,29 @@ def test_the_tip_of_edits_that_nobody_saw_brings_nothing_back() -> None:
 
 def test_an_edit_that_says_nothing_new_leaves_nothing_to_decide() -> None:
     assert MINE == quiet(BASE, MINE, NOTHING_NEW).current("n")
+
+
+def test_who_takes_back_what_waits_says_something() -> None:
+    server = contested()
+    back = replace(BASE, version=at(7, "bob"), user_id="bob", parent_versions=(THEIRS.version,))
+    again = replace(THEIRS, version=at(8, "bob"), parent_versions=(back.version,))
+    for row in (back, again):
+        assert [FOR_REVIEW] == [lost.resolution_strategy for lost in server.push(row).conflicts]
+        assert [row.version] == versions(listed(server))
+
+
+@pytest.mark.parametrize("bug", ["nothing_new", "_is_said", "follows_unseen"])
+def test_a_conflict_that_is_none_is_found_out(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in (merge, review, engine._Work):
+        if hasattr(where, bug):
+            monkeypatch.setattr(where, bug, lambda *_: False)
+    shows: dict[str, Callable[[], None]] = {
+        "nothing_new": test_an_edit_that_says_nothing_new_leaves_nothing_to_decide,
+        "_is_said": lambda: test_this_is_no_conflict((BASE, MINE, AGREED), MANUAL),
+        "follows_unseen": lambda: test_of_two_offline_edits_the_tip_follows_what_its_sender_had_been_told(MANUAL),
+    }
+    with pytest.raises(AssertionError):
+        shows[bug]()
 
 
 def test_two_deletes_are_no_conflict() -> None:

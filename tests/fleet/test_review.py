@@ -45,10 +45,8 @@ class Watched(ProtocolFallback):
 
 
 class ForPeople(MixedFleet):
-    """v2 clients of all kinds. What stands of a contest in which a v1 client lost, that client takes for older than its
-    own edit until somebody decides (PROTOCOL 6.9), so it does not converge before."""
+    """Clients of all kinds; everybody edits, nobody decides."""
 
-    kinds = ("modern", "deployed", "kitten", "unknown")
     policy = POLICY
     met: bool = False
 
