@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import pytest
@@ -74,15 +76,19 @@ def versions(entries: list[Open]) -> list[str]:
 # --- the queue is complete ----------------------------------------------------------------------------------------
 
 Edits = st.integers(0, 10**6)
+#: Histories; `DEEP_EXAMPLES=2000 python -m pytest tests/core/test_review.py -rP` asks for more.
+RUNS = int(os.environ.get("DEEP_EXAMPLES", "100"))
 
 
 class Queue(RuleBasedStateMachine):
     """Devices that know each other's rows or not, people who resolve here or offline, and a log that is set back."""
 
     fresh: Callable[[], Store] = MemoryStore
+    met: ClassVar[Counter[str]] = Counter()
 
     @initialize()
     def begin(self) -> None:
+        self.met["histories"] += 1
         self.server = Server(type(self).fresh(), policy=MANUAL)
         self.known: dict[str, list[Entity]] = {}
         self.left: set[tuple[str, str]] = set()  # what the server said that it leaves to a person
@@ -98,6 +104,7 @@ class Queue(RuleBasedStateMachine):
         response = self.server.push(row)
         assert [row.version] == [ack.version for ack in response.acks]
         lost = [lost for lost in response.conflicts if lost.resolution_strategy == FOR_REVIEW]
+        self.met["conflicts"] += len(lost)
         self.left |= {(lost.entity_id, lost.remote_version) for lost in lost}
         self.known.setdefault(row.id, []).append(row)
 
@@ -123,6 +130,7 @@ class Queue(RuleBasedStateMachine):
             entry = open_[pick % len(open_)]
             resolved = resolve(self.server, entry.id, take=take)
             assert resolved.fresh
+            self.met["decisions"] += 1
             assert entry.id not in [entry.id for entry in listed(self.server)]
             self.known[entry.theirs.id].append(resolved.row.entity())
 
@@ -147,6 +155,7 @@ class Queue(RuleBasedStateMachine):
         """The log goes back to a backup; who holds the rows offers them again (PROTOCOL 10.10)."""
         if self.backup is None:
             return
+        self.met["set back"] += 1
         history = [row for rows in self.rows().values() for row in rows]
         self.server.store = self.backup.copy()
         head = self.server.pull().head
@@ -194,7 +203,11 @@ class Queue(RuleBasedStateMachine):
 
 
 def test_every_contest_is_listed_until_it_is_resolved() -> None:
-    run_state_machine_as_test(Queue, settings=settings(max_examples=100, stateful_step_count=30, deadline=None))
+    Queue.met.clear()
+    run_state_machine_as_test(Queue, settings=settings(max_examples=RUNS, stateful_step_count=50, deadline=None))
+    print(dict(Queue.met))
+
+    assert all(Queue.met[what] for what in ("conflicts", "decisions", "set back"))
 
 
 def test_and_so_it_is_in_a_file(tmp_path: Path) -> None:
