@@ -363,6 +363,10 @@ class _Work:
         """PROTOCOL 6.8: whether the rule of the type settled it, or left it to a person."""
         rows, _ = self.lineage(entity.id)
         base = merge.shared(above, line, rows)
+        if merge.nothing_new(entity, above, base, rows):
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+            return True
         began = None if base is None else base.entity()
         most = self.limits.entity_bytes_max
         ruling = merge.ruled(self.policy, began, mine, entity, here=here, there=there, bytes_max=most)
@@ -371,14 +375,11 @@ class _Work:
             self.faults[mine.entity_type] = Event(kind="rule_failed", key=mine.entity_type, at=self.now, told=told)
         if ruling.verdict is merge.Verdict.PASS:
             return False
-        idle = merge.nothing_new(entity, above, base, rows)
         self.add_entity(entity, body, hash_, current=False)
         if ruling.entity is not None:
             self.lost(entity, current.version, self.join(ruling.entity, here, there), merge.BY_RULE)
             kept_nothing = merge.alike(ruling.entity, mine)
             self.ack("entity", entity.id, entity.version, "lost_kept" if kept_nothing else "merged")
-        elif idle:
-            self.ack("entity", entity.id, entity.version, "superseded")
         else:
             self.lost(entity, current.version, current.version, merge.FOR_REVIEW)
             self.ack("entity", entity.id, entity.version, "lost_kept")

@@ -69,7 +69,8 @@ def test_a_rule_sees_exactly_the_rows_of_a_contest(base: Any, mine: Any, theirs:
         server.push(row)
         plain.push(row)
 
-    assert ([] if merge.alike(two, three) else [(one, two, three)]) == asked
+    nothing_to_ask = merge.alike(two, three) or merge.alike(one, three)
+    assert ([] if nothing_to_ask else [(one, two, three)]) == asked
     assert plain.pull(full=True).head.chain == server.pull(full=True).head.chain
 
 
@@ -124,6 +125,17 @@ def test_what_a_rule_decides_is_a_row_that_joins_both(rule: Rule, says: Any, out
     assert ("theirs" if says == {"a": 3, "b": 4} else None) == now.checksum
     # A v1 client takes what is newer than the edit it holds, whichever that is.
     assert server.held(Reads(entities=("n",))).entities["n"].rise > 2_000_000 + 1_781_516_462_000_000 - 1
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_an_edit_that_says_nothing_new_is_no_conflict(verdict: Verdict) -> None:
+    server = Server(policy=Policy(rules={"note": lambda *_: verdict}))
+    for row in (BASE, MINE):
+        server.push(row)
+    response = server.push(replace(THEIRS, content=BASE.content))
+
+    assert ((), ["superseded"]) == (response.conflicts, [ack.outcome for ack in response.acks])
+    assert MINE == server.current("n")
 
 
 def test_what_is_passed_on_is_merged_by_field() -> None:
