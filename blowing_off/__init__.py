@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .client import BlowingOffClient, NotConnected, NotFound
     from .migration import VersionMigration
     from .reports import Blocked, Progress, Status, SyncReport, Version
+    from .review import Contested, Review
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
     from .updates.manager import AutoUpdateManager
@@ -32,6 +33,8 @@ _HOMES = {
     "SyncReport": ".reports",
     "Version": ".reports",
     "VersionMigration": ".migration",
+    "Contested": ".review",
+    "Review": ".review",
     "ConflictRecord": ".store",
     "LocalStore": ".store",
     "SyncRunning": ".store",
@@ -50,6 +53,7 @@ __all__ = [
     "Blocked",
     "BlowingOffClient",
     "ConflictRecord",
+    "Contested",
     "HttpTransport",
     "LocalStore",
     "NotConnected",
@@ -57,6 +61,7 @@ __all__ = [
     "NotStorable",
     "Progress",
     "Refused",
+    "Review",
     "Status",
     "SyncReport",
     "SyncRunning",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .client import BlowingOffClient
     from .homekit import Unread
     from .reports import Progress, Version
+    from .review import Take
     from .store import ConflictRecord, LocalStore
     from .transfer import Tally
     from .updates.manager import AutoUpdateManager
@@ -653,22 +654,66 @@ async def pending(session: Session, client: BlowingOffClient) -> int:
 
 
 @verb("conflicts")
-@click.option("--seen", is_flag=True, help="Do not show these again.")
-async def conflicts(session: Session, client: BlowingOffClient, seen: bool) -> int:
+@click.option("--seen", is_flag=True, help="Do not show these again, but for those that wait for somebody to decide.")
+@click.option("--here", is_flag=True, help="Do not ask the server for what waits there.")
+async def conflicts(session: Session, client: BlowingOffClient, seen: bool, here: bool) -> int:
     """List what two people changed at once.
 
     Something of one change did not stand then. Nothing is lost: `history` shows the versions named here, and `set`
-    brings back what you want of them. The exit code is 3 if there are any; with --seen they are taken as looked at.
+    brings back what you want of them. What the server leaves to a person follows, both sides of it: `resolve` decides.
+    The exit code is 3 if there are any; with --seen the first are taken as looked at.
 
     \b
       blowing-off conflicts --seen
     """
+    from .review import kept
+    from .show_review import review_parts
+
     found = _unseen(client.store, await client.conflicts())
-    session.screen.show(*conflict_parts(found))
+    before = kept(client.store).at
+    waits = await client.review(ask=not here)
+    if not here and kept(client.store).at == before and (await client.status()).url is not None:
+        session.screen.note("the server did not answer; what waits for somebody is as far as it is known here")
+    document, listed = conflict_parts(found)
+    told, sheets = review_parts(waits)
+    session.screen.show(document | told, *([listed] if found or not waits else []), *sheets)
+    if waits:
+        session.screen.note(f"`{session.command('resolve', waits[0].id, '--take', 'mine')}` lets stand what stands now")
     if seen and found:
         client.store.keep(**{SEEN: str(max(one.n for one in found))})
-        return DONE
-    return LEFT if found else DONE
+    return LEFT if waits or (found and not seen) else DONE
+
+
+@verb("resolve")
+@click.argument("conflict", metavar="CONFLICT", type=text)
+@click.option(
+    "--take",
+    type=click.Choice(["mine", "theirs", "merge"]),
+    default="merge",
+    show_default=True,
+    help="What stands now, what waits, or what either side changed.",
+)
+@click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", type=text, help="A value of its own, as `set` does."
+)
+@click.option("--name", type=text, help="What it is called from now on.")
+async def resolve(
+    session: Session, client: BlowingOffClient, conflict: str, take: Take, pairs: tuple[str, ...], name: str | None
+) -> int:
+    """Decide a conflict that waits for somebody.
+
+    A CONFLICT is named by its id or the beginning of it, which `conflicts` lists; the id of its thing is one. What is
+    decided is a change like any other, kept here and sent by the next `sync`. What both sides changed has to be said,
+    with --set and --name, unless a side is taken; until then the exit code is 3.
+
+    \b
+      blowing-off resolve 5e1f09a2 --take theirs
+      blowing-off resolve 5e1f09a2 --set watts=7
+    """
+    from .cli_review import settle
+
+    patch = _settings(pairs, removes=True)
+    return await _did(session, client, "resolved", await settle(session.command, client, conflict, take, patch, name))
 
 
 def _unseen(store: LocalStore, found: Iterable[ConflictRecord]) -> list[ConflictRecord]:

@@ -43,10 +43,12 @@ from inbetweenies.replica import (
     follow,
 )
 
+from . import review
 from .reports import Blocked, Progress, Status, SyncReport, Version
+from .review import Review, Take
 from .store import ConflictRecord, LocalStore
 from .sync import Sync, is_taken, unknown_there
-from .transport import HttpTransport, Transport, TransportError, origin_of
+from .transport import HttpTransport, Refused, Transport, TransportError, Unreachable, origin_of
 from .values import (
     ROW_LIMITS,
     VERSIONS,
@@ -434,6 +436,76 @@ class BlowingOffClient:
     async def conflicts(self) -> list[ConflictRecord]:
         """What the server told of conflicts, newest first; the losing rows are in the history of their entity."""
         return self.store.conflicts()
+
+    # --- what waits for a person ----------------------------------------------------------------------------------
+
+    async def review(self, *, ask: bool = True) -> list[Review]:
+        """Conflicts that wait for a person (PROTOCOL 6.9), less those that were resolved here.
+
+        With `ask`, the server is asked; where it cannot be, and without, they are those that it listed last, and those
+        that it left open to this replica since.
+
+        Raises:
+            BadAnswer: what the server answers is no list.
+        """
+        if ask:
+            with suppress(NotConnected, Unreachable, Refused, TimeoutError):
+                async with asyncio.timeout(HISTORY_S):
+                    await self._list_reviews()
+        return review.standing(self.store)
+
+    async def _list_reviews(self) -> None:
+        now, found = self.clock(), list[Review]()
+        after: str | None = None
+        while len(found) < review.ENTRIES_MAX:
+            query = "" if after is None else f"?after={quote(after, safe='')}"
+            page = decoded(review.pages, await self._transport().get(review.PATH + query))
+            found += page.reviews()
+            if page.next is None or page.next == after:
+                break
+            after = page.next
+        review.keep(self.store, found, now)
+
+    async def settle(
+        self,
+        id: str,
+        take: Take = "mine",
+        *,
+        content: Mapping[str, Any] | None = None,
+        patch: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Entity:
+        """Resolve a conflict that waits, by a row that follows both sides; the next sync sends it like any edit.
+
+        Args:
+            id: names it, or the beginning of its name.
+            take: what to start from: what stands (``mine``), what waits (``theirs``), or ``merge``, which is both.
+            content, patch, name: what stands instead of that: all content, or the part of it that `patch` names.
+
+        Raises:
+            NotFound: no such conflict waits, as far as is known here.
+            Contested: it is to be merged, and something that both changed was not said.
+            NotStorable: a value cannot be stored.
+        """
+        if content is not None and patch is not None:
+            raise LocalProtocolError("expected content or patch; got both")
+        with self.store.transaction():
+            found = [entry for entry in review.standing(self.store) if id and entry.id.startswith(id)]
+            if len(found) != 1:
+                raise NotFound(f"expected what names one conflict that waits; got what names {len(found)}")
+            entry = found[0]
+            pointers = ["/content"] if content is not None else review.pointers_of(patch or {})
+            if patch is not None:
+                start = entry.theirs.content if take == "theirs" else entry.mine.content
+                says = review.contested(entry)[0]["content"] if take == "merge" else _parse(start)
+                content = merge_patch(says, patch)
+            try:
+                row = review.resolution(entry, take, content=content, name=name, patched=pointers)
+            except RemoteProtocolError as error:
+                raise NotStorable(f"expected {error.expected}; got {error.got}") from error
+            # Later than both, or a v1 client would not take it (PROTOCOL 8.10).
+            version = self.store.mint(max(self.clock(), review.latest(entry) + 1), self.state.user)
+            return self._write_entity(replace(row, version=version, user_id=self.state.user))
 
     async def pending(self) -> list[Pending]:
         """What waits for its ack, in the order it was made, each with the reason if there is one."""

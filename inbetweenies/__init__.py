@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         VersionRefused,
     )
     from .limits import Limits
-    from .merge import Policy
+    from .merge import Policy, Value, Verdict, manual
     from .model import Change, Context, Entity, Relationship, make_version
     from .negotiation import negotiate, select
     from .offers import VersionPolicy
@@ -51,6 +51,9 @@ _HOMES = {
     "VersionRefused": ".errors",
     "Limits": ".limits",
     "Policy": ".merge",
+    "Value": ".merge",
+    "Verdict": ".merge",
+    "manual": ".merge",
     "Change": ".model",
     "Context": ".model",
     "Entity": ".model",
@@ -103,10 +106,13 @@ __all__ = [
     "UnsupportedVersion",
     "V1ProtocolHandler",
     "V2ProtocolHandler",
+    "Value",
+    "Verdict",
     "VersionDisabled",
     "VersionPolicy",
     "VersionRefused",
     "make_version",
+    "manual",
     "negotiate",
     "select",
     "versioned_endpoint",

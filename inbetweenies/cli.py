@@ -109,6 +109,15 @@ commands.add_command(restore)
     help="Where every commit is written once more before it is acknowledged; by default beside the database.",
 )
 @click.option("--no-journal", is_flag=True, help="Keep none: what a restored database lacks, only clients give back.")
+@click.option(
+    "--manual",
+    multiple=True,
+    metavar="TYPE",
+    help="Leave every conflict of things of this type, such as schedule, to a person; may be said several times.",
+)
+@click.option(
+    "--strict-v2", is_flag=True, help="Merge nothing: the later edit wins as a whole, as on deployed servers."
+)
 def serve(
     db: Path,
     host: str,
@@ -120,6 +129,8 @@ def serve(
     docs: str | None,
     journal: Path | None,
     no_journal: bool,
+    manual: tuple[str, ...],
+    strict_v2: bool,
 ) -> None:
     """Serve the graphs in a database file, which is made if there is none.
 
@@ -128,9 +139,13 @@ def serve(
     A database that was set back to a backup gets what it lacks from its journal, and the rest from clients.
     """
     from .auth import SqliteTokens, is_loopback
+    from .merge import Policy
+    from .merge import manual as by_hand
     from .router import ProtocolFallback
     from .stores import SqliteStore
 
+    if manual and strict_v2:
+        raise click.UsageError("expected --manual or --strict-v2; got both")
     if no_auth and not is_loopback(host):
         raise click.UsageError(
             f"--no-auth: expected a loopback --host such as 127.0.0.1; got {host}, where other machines could read and "
@@ -151,7 +166,8 @@ def serve(
     with closing(SqliteTokens(db)) as tokens:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))
-        router = ProtocolFallback(store, docs=docs)
+        policy = Policy.strict() if strict_v2 else Policy(rules={type_.lower(): by_hand for type_ in manual})
+        router = ProtocolFallback(store, docs=docs, policy=policy)
         try:
             asyncio.run(router.refresh())
             application = app(

@@ -40,6 +40,8 @@ def sentence(event: Event) -> str:
         return f"{told['rows']} lost rows came back from {told['by']}"
     if event.kind == "discard":
         return f"set back to {told['seq']} on purpose: what came after that is to stay away"
+    if event.kind == "rule_failed":
+        return f"the rule of {told['entity_type']} failed ({told['error']}); what it was asked was decided without it"
     return f"two copies of {told['device']} have pushed; the second goes on under a name of its own"
 
 

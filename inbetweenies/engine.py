@@ -28,6 +28,7 @@ from .model import (
     Cursor,
     Device,
     Entity,
+    Event,
     Head,
     Held,
     Kind,
@@ -245,6 +246,7 @@ class _Work:
         self.refused: list[Refused] = []
         self.open: set[tuple[Kind, str]] = set()
         self.conflicts: list[Conflict] = []
+        self.faults: dict[str, Event] = {}  # rules that failed, by entity type
 
     # entities
 
@@ -306,7 +308,7 @@ class _Work:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
             return
-        if current.version in over_entity:
+        if current.version in over_entity or self.follows_unseen(current, entity, over_entity, rows):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
             return
@@ -327,6 +329,10 @@ class _Work:
             self.lost(entity, current.version, winner, merge.TOMBSTONE_WINS)
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
+        if mine.entity_type in self.policy.rules and self.rule(
+            over_entity, over_current, current, mine, entity, body, hash_, here, there
+        ):
+            return
         base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
         if base is not None:
             self.merge(base, current, mine, entity, body, hash_, here, there)
@@ -336,12 +342,71 @@ class _Work:
         self.lost(entity, current.version, entity.version if remote_wins else current.version, reason)
         self.ack("entity", entity.id, entity.version, "applied" if remote_wins else "lost_kept")
 
+    def follows_unseen(self, current: Row, entity: Entity, above: set[str], rows: dict[str, Row]) -> bool:
+        """PROTOCOL 6.1: whether a peer that had been told the current row sends only the last of its edits since."""
+        request = self.request
+        if request.features or not entity.parent_versions or current.deleted or not above.isdisjoint(rows):
+            return False
+        # What this log told last may not have arrived; where the peer says that it stands, it does.
+        says = request.cursor or request.after or request.since
+        return says is not None and current.seq <= start_of(request, self.held)[0]
+
     def lineage(self, id_: str) -> tuple[dict[str, Row], dict[str, tuple[str, ...]]]:
         """The rows of a contested id by version, and the parents of each. Kept up by `add_entity`."""
         if id_ not in self.lineages:
             rows = {row.version: row for row in [*self.held.history.get(id_, ()), *self.added.get(id_, ())]}
             self.lineages[id_] = rows, {version: row.entity().parent_versions for version, row in rows.items()}
         return self.lineages[id_]
+
+    def rule(
+        self,
+        above: set[str],
+        line: set[str],
+        current: Row,
+        mine: Entity,
+        entity: Entity,
+        body: bytes,
+        hash_: bytes,
+        here: merge.Side,
+        there: merge.Side,
+    ) -> bool:
+        """PROTOCOL 6.8: whether the rule of the type settled it, or left it to a person."""
+        rows, _ = self.lineage(entity.id)
+        base = merge.shared(above, line, rows)
+        if merge.nothing_new(entity, above, base, rows):
+            self.add_entity(entity, body, hash_, current=False)
+            self.ack("entity", entity.id, entity.version, "superseded")
+            return True
+        began = None if base is None else base.entity()
+        most = self.limits.entity_bytes_max
+        ruling = merge.ruled(self.policy, began, mine, entity, here=here, there=there, bytes_max=most)
+        if ruling.fault:
+            told: dict[str, str | int] = {"entity_type": clip(mine.entity_type), "error": clip(ruling.fault)}
+            self.faults[mine.entity_type] = Event(kind="rule_failed", key=mine.entity_type, at=self.now, told=told)
+        if ruling.verdict is merge.Verdict.PASS:
+            return False
+        self.add_entity(entity, body, hash_, current=False)
+        if ruling.entity is not None:
+            self.lost(entity, current.version, self.join(ruling.entity, here, there), merge.BY_RULE)
+            kept_nothing = merge.alike(ruling.entity, mine)
+            self.ack("entity", entity.id, entity.version, "lost_kept" if kept_nothing else "merged")
+        else:
+            self.lost(entity, current.version, current.version, merge.FOR_REVIEW)
+            self.ack("entity", entity.id, entity.version, "lost_kept")
+        return True
+
+    def join(self, entity: Entity, here: merge.Side, there: merge.Side) -> str:
+        """PROTOCOL 6.6: add the row in which two become one; its version."""
+        body = body_of(entity)
+        while entity.version in self.lineage(entity.id)[0]:
+            # Anybody can tell what a merge will be called, and have pushed a row under that name.
+            entity = replace(entity, version=beside(entity.version, row_hash("entity", body)))
+            body = body_of(entity)
+        self.allowance.spend(len(body))
+        edit = max(here.edit, there.edit)
+        # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
+        self.add_entity(entity, body, row_hash("entity", body), current=True, edit=edit, above=edit)
+        return entity.version
 
     def merge(
         self,
@@ -357,17 +422,7 @@ class _Work:
         merged = merge.three_way(base.entity(), mine, entity, here=here, there=there)
         self.allowance.spend(len(base.body))
         self.add_entity(entity, body, hash_, current=False)
-        if merge.alike(merged.entity, mine):
-            resolved = current.version
-        else:
-            merged_body = body_of(merged.entity)
-            self.allowance.spend(len(merged_body))
-            edit = max(here.edit, there.edit)
-            # A v1 client takes a row only if it is newer than what it holds, which may be the row just merged.
-            self.add_entity(
-                merged.entity, merged_body, row_hash("entity", merged_body), current=True, edit=edit, above=edit
-            )
-            resolved = merged.entity.version
+        resolved = current.version if merge.alike(merged.entity, mine) else self.join(merged.entity, here, there)
         if merged.contested:
             _, reason = later(here, there)
             self.lost(entity, current.version, resolved, f"merged by field; {reason}")
@@ -582,6 +637,7 @@ class _Work:
         forked = bool(events)
         if counted is not None:
             device = (self.request.device, counted)
+        events += tuple(self.faults.values())
         came_back = sum(row.via != "" for row in self.rows.values())
         if came_back:
             events += (rewind.offers(self.request, head, came_back, self.held.events, self.now),)

@@ -20,6 +20,7 @@ STATUS = {
     "not_found": 404,
     "method_not_allowed": 405,
     "timeout": 408,
+    "conflict_resolved": 409,
     "unsupported_media_type": 415,
     "too_many_requests": 429,
     "headers_too_large": 431,

@@ -9,6 +9,7 @@ the whole line never waits, so it can be driven without an event loop, determini
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
@@ -246,6 +247,23 @@ async def whole(first: bytes, rest: Rest | None) -> bytes:
     while rest is not None and not rest.ended:
         pieces.append(await rest.next())
     return b"".join(pieces)
+
+
+async def carry_out(plan: Callable[[], Plan[T]], store: Store, graph: str, *, write: bool) -> T:
+    """A plan that is no sync, as one transaction.
+
+    Raises:
+        StoreError: the store could not; nothing was applied.
+    """
+
+    async def attempt() -> T:
+        async with store.transaction(graph, write=write) as tx:
+            return await run(plan(), tx, write)
+
+    for _ in range(UNDONE_MAX):
+        with suppress(StoreUndone):
+            return await attempt()
+    return await attempt()
 
 
 class MustWrite(Exception):

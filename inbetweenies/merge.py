@@ -7,31 +7,86 @@ later edit wins and the other is kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from hashlib import blake2b
 from heapq import heappop, heappush
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
+from msgspec.structs import force_setattr
 
-from .limits import canonical
-from .model import Entity, Row, edit_time, format_time
+from .errors import LocalProtocolError
+from .limits import LIMITS, Limits, canonical
+from .model import Entity, Row, body_of, edit_time, format_time, is_deleted
 
 CLAMP_US: Final = 5 * 60 * 1_000_000  # an honest clock is seldom further ahead than this
 TIE_US: Final = 1_000_000  # the deployed rule: edits within a second are simultaneous
 
 TOMBSTONE_WINS: Final = "a tombstone wins over a concurrent edit"
 VERSION_COLLISION: Final = "the same version was already taken by other content"
+FOR_REVIEW: Final = "left to a person; both are kept until somebody resolves it"
+BY_RULE: Final = "decided by the rule of its type"
+
+#: What new content may hold, so that a message around it is still one (PROTOCOL 2.5): it puts five levels there.
+VALUE_LIMITS: Final = Limits(depth_max=LIMITS.depth_max - 5, nodes_max=LIMITS.nodes_max - 64)
 
 _parse = msgspec.json.decode
 _NO_CONTROLS: Final = dict.fromkeys([*range(32), 127], "?")
 
 
+class Verdict(Enum):
+    """What a rule says of a contest: the side that stands, that a person decides, or that the next rung does."""
+
+    MINE = "mine"
+    THEIRS = "theirs"
+    REVIEW = "review"
+    PASS = "pass"  # noqa: S105 - the name of a verdict
+
+
+class Value(Struct, frozen=True, kw_only=True):
+    """A merged value that a rule made: `content` as a JSON object, `name`; what is None stays as in ``mine``."""
+
+    content: Mapping[str, Any] | None = None
+    name: str | None = None
+
+
+#: PROTOCOL 6.8: a rule of an entity type, a pure function of ``(base, mine, theirs)``: the newest row that both sides
+#: descend from, if one is held, the row that is current, and the one that was pushed. It may be called again for the
+#: same rows at any time, and must then say the same.
+Rule: TypeAlias = Callable[[Entity | None, Entity, Entity], Verdict | Value]
+
+
+def manual(_base: Entity | None, _mine: Entity, _theirs: Entity) -> Verdict:
+    """The rule of types of which a person decides every contest."""
+    return Verdict.REVIEW
+
+
 class Policy(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 6.1: which rungs are on. Without `three_way` the ladder is exactly the deployed rule."""
+    """PROTOCOL 6.1: which rungs are on.
+
+    Attributes:
+        three_way: off, and without rules, the ladder is exactly the deployed rule.
+        rules: entity type -> the `Rule` of it, such as `manual`.
+
+    Raises:
+        LocalProtocolError: a rule cannot be called, or a type is named twice in different cases.
+    """
 
     three_way: bool = True
+    rules: Mapping[str, Rule] = {}
+
+    def __post_init__(self) -> None:
+        folded = {type_.lower(): rule for type_, rule in self.rules.items()}
+        if len(folded) < len(self.rules) or not all(map(callable, folded.values())):
+            raise LocalProtocolError("expected one rule for each entity type, a function; got something else")
+        force_setattr(self, "rules", folded)
+
+    @classmethod
+    def strict(cls) -> Policy:
+        """Exactly the rule of deployed v2 servers: rungs 2 and 3 are off."""
+        return cls(three_way=False)
 
 
 class Side(Struct, frozen=True, kw_only=True):
@@ -128,6 +183,20 @@ def merge_base(above: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
     return max(known, key=lambda row: row.seq, default=None)
 
 
+def shared(above: Iterable[str], over_current: set[str], rows: Mapping[str, Row]) -> Row | None:
+    """PROTOCOL 6.8: the newest held row that both sides of a contest descend from; None if none is held."""
+    return merge_base(over_current.intersection(above), rows)
+
+
+def nothing_new(entity: Entity, above: Iterable[str], base: Row | None, rows: Mapping[str, Row]) -> bool:
+    """PROTOCOL 6.9: whether a row says what both sides had before them, `base`, and what its writer had: the newest
+    held row of those `above` it. Who takes back what waits does say something."""
+    if base is None or not alike(base.entity(), entity):
+        return False
+    own = merge_base(above, rows) or base
+    return own is base or alike(own.entity(), entity)
+
+
 _MISSING: Final = object()
 
 
@@ -183,6 +252,17 @@ def document(entity: Entity) -> dict[str, Any]:
     }
 
 
+def woven(base: Entity | None, mine: Entity, theirs: Entity) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Both edits since `base` in one `document`, and the JSON pointers that both changed, where it says what `mine`
+    does. Without a base all that differs is contested, each part of a document as a whole."""
+    ours, other = document(mine), document(theirs)
+    if base is None:
+        return ours, tuple(f"/{part}" for part, value in ours.items() if not same(value, other[part]))
+    contested: list[str] = []
+    merged: dict[str, Any] = _merge(document(base), ours, other, False, "", contested)
+    return merged, tuple(contested)
+
+
 def three_way(base: Entity, local: Entity, remote: Entity, *, here: Side, there: Side) -> Merged:
     """PROTOCOL 6.3, 6.6: both edits since `base` in one row; where both changed a path, the later edit wins it.
 
@@ -193,19 +273,25 @@ def three_way(base: Entity, local: Entity, remote: Entity, *, here: Side, there:
     ours, theirs = document(local), document(remote)
     merged = _merge(document(base), ours, theirs, remote_wins, "", contested)
     writer = (remote if remote_wins else local).user_id
-    source_type, source_original = merged["source"]
+    entity = _joined(merged, local, remote, version=merge_version(here, there, writer), writer=writer)
+    return Merged(entity=entity, contested=tuple(contested))
+
+
+def _joined(says: Mapping[str, Any], local: Entity, remote: Entity, *, version: str, writer: str) -> Entity:
+    """PROTOCOL 6.6: the row in which two become one, saying the document `says`."""
+    source_type, source_original = says["source"]
+    content = Raw(canonical(says["content"], trusted=True))
     # A checksum speaks of one content; content made of two has none.
     checksum = None
-    if same(merged["content"], theirs["content"]):
-        checksum = remote.checksum
-    elif same(merged["content"], ours["content"]):
-        checksum = local.checksum
-    entity = Entity(
+    for side in (local, remote):
+        if content == side.content:
+            checksum = side.checksum
+    return Entity(
         id=local.id,
-        version=merge_version(here, there, writer),
-        entity_type=merged["entity_type"],
-        name=merged["name"],
-        content=Raw(canonical(merged["content"], trusted=True)),
+        version=version,
+        entity_type=says["entity_type"],
+        name=says["name"],
+        content=content,
         source_type=source_type,
         user_id=writer,
         parent_versions=tuple(sorted((local.version, remote.version))),
@@ -213,16 +299,16 @@ def three_way(base: Entity, local: Entity, remote: Entity, *, here: Side, there:
         merged=True,
         source_original=UNSET if source_original is None else source_original,
     )
-    return Merged(entity=entity, contested=tuple(contested))
 
 
-def merge_version(here: Side, there: Side, writer: str) -> str:
-    """PROTOCOL 6.6: ``{latest parent's edit time}-000000-{writer}.m{12 hex of the sorted parents}``."""
+def merge_version(here: Side, there: Side, writer: str, says: bytes = b"") -> str:
+    """PROTOCOL 6.6: ``{latest parent's edit time}-000000-{writer}.m{12 hex of the sorted parents}``; of what is not
+    a function of the parents alone, of what the row `says` too."""
     parents = "\0".join(sorted((here.version, there.version)))
     # The time as written, not as clamped on arrival, which another server would have clamped otherwise.
     written = [edit_time(side.version) for side in (here, there)]
     latest = max(side.edit if edit is None else edit for side, edit in zip((here, there), written, strict=True))
-    stamp = blake2b(parents.encode(), digest_size=6).hexdigest()
+    stamp = blake2b(parents.encode() + b"\0\0" * bool(says) + says, digest_size=6).hexdigest()
     # A user is a label of any kind; a version is a name, and this one must pass wherever its row is sent to.
     return f"{format_time(latest)}-000000-{writer[:64].translate(_NO_CONTROLS)}.m{stamp}"
 
@@ -230,3 +316,66 @@ def merge_version(here: Side, there: Side, writer: str) -> str:
 def alike(a: Entity, b: Entity) -> bool:
     """Whether two rows say the same, whoever wrote them and whenever."""
     return same(document(a), document(b))
+
+
+# --- rung 2: the rules of those who run a server ------------------------------------------------------------------
+
+
+class Ruling(Struct, frozen=True, kw_only=True):
+    """What the rule of a type made of a contest: with MINE, THEIRS and merged values the row that says so. `fault` is
+    why a rule was not heeded."""
+
+    verdict: Verdict = Verdict.PASS
+    entity: Entity | None = None
+    fault: str = ""
+
+
+def ruled(
+    policy: Policy, base: Entity | None, mine: Entity, theirs: Entity, *, here: Side, there: Side, bytes_max: int
+) -> Ruling:
+    """PROTOCOL 6.8: ask the rule of the type of `mine`; there is one.
+
+    Whatever a rule does wrong, the contest goes on to the next rung: no write is lost over it.
+    """
+    try:
+        said = policy.rules[mine.entity_type](base, mine, theirs)
+        if said is Verdict.PASS or said is Verdict.REVIEW:
+            return Ruling(verdict=said)
+        entity = _decided(said, mine, theirs, here, there)
+        size = len(body_of(entity))
+    except Exception as error:  # noqa: BLE001 - it is somebody else's code, and may raise anything
+        return Ruling(fault=type(error).__name__)
+    if size > bytes_max:
+        return Ruling(fault=f"a row of {size} bytes")
+    return Ruling(verdict=said if isinstance(said, Verdict) else Verdict.MINE, entity=entity)
+
+
+def _decided(said: Verdict | Value, mine: Entity, theirs: Entity, here: Side, there: Side) -> Entity:
+    """The row that says what a rule said. Raises what a bad value makes it raise."""
+    if said is Verdict.MINE or said is Verdict.THEIRS:
+        side = mine if said is Verdict.MINE else theirs
+        says, writer = document(side), side.user_id
+    elif isinstance(said, Value):
+        says = laid_over(mine, said)
+        writer = (theirs if later(here, there)[0] else mine).user_id
+        if is_deleted(says["content"]):
+            raise ValueError("expected a value that is not deleted; got one that is")
+    else:
+        raise TypeError(f"expected a Verdict or a Value; got {type(said).__name__}")
+    # What a rule says may change with the rule, and what was said under another one must not share its version.
+    version = merge_version(here, there, writer, canonical(says, trusted=True))
+    return _joined(says, mine, theirs, version=version, writer=writer)
+
+
+def laid_over(entity: Entity, value: Value) -> dict[str, Any]:
+    """The `document` of `entity` with what `value` gives.
+
+    Raises:
+        RemoteProtocolError, TypeError, ValueError: it is nothing that a row can hold.
+    """
+    says = document(entity)
+    if value.content is not None:
+        says["content"] = _parse(canonical(dict(value.content), limits=VALUE_LIMITS))
+    if value.name is not None:
+        says["name"] = "" + value.name  # a rule is somebody else's code: what is no text fails here
+    return says

@@ -271,7 +271,7 @@ class Device(Struct, frozen=True, kw_only=True):
     pushed: str = ""
 
 
-EventKind = Literal["fork", "replay", "offer", "discard", "device_forked"]
+EventKind = Literal["fork", "replay", "offer", "discard", "device_forked", "rule_failed"]
 
 
 class Event(Struct, frozen=True, kw_only=True):

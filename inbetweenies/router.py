@@ -66,6 +66,7 @@ class ProtocolHandler:
         store: where graphs are kept; without one, a memory store of its own.
         clock: microseconds since 1970; without one, the wall clock.
         context: who speaks when `process` is called (graph, user, device).
+        policy: who wins, and the rules of one's own for entity types (PROTOCOL 6.8).
     """
 
     name: str = ""
@@ -156,6 +157,8 @@ class ProtocolFallback:
             wire version that is installed. Kept as `self.handlers`, which may be changed at any time.
         context: who speaks in `handle_sync_request`: graph, user, device.
         clock: microseconds since 1970.
+        policy: who wins, and the rules of one's own for entity types (PROTOCOL 6.8); also kept as `self.policy`, for
+            the queue of what waits for a person. Handlers that are given have one of their own.
         fallback: the version that unknown ones fall back to; None refuses them.
         missing: the version meant by a body that names none; None refuses those.
         disabled, retired: names that this process refuses, whatever the store says (PROTOCOL 5.3). What an operator
@@ -183,6 +186,7 @@ class ProtocolFallback:
         self.store, self.clock = _store_and_clock(store, clock)
         self.context = context or Context()
         self.limits = limits or Limits()
+        self.policy = policy or Policy()
         self.fallback = fallback
         self.missing = missing
         self.disabled = frozenset(disabled)
@@ -193,7 +197,12 @@ class ProtocolFallback:
         if handlers is None:
             handlers = {
                 wire.name: ProtocolHandler(
-                    self.store, wire=wire, clock=self.clock, context=self.context, limits=self.limits, policy=policy
+                    self.store,
+                    wire=wire,
+                    clock=self.clock,
+                    context=self.context,
+                    limits=self.limits,
+                    policy=self.policy,
                 )
                 for wire in load().values()
             }

@@ -155,6 +155,16 @@ def test_versioned_api(tmp_path: Path, environment: dict[str, str]) -> None:
 # --- a store of one's own -----------------------------------------------------------------------------------------
 
 
+def test_own_rule(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = python("own_rule.py", folder=tmp_path, environment=environment)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert [
+        "app: {'count': 4}, decided by the rule of its type",
+        "schedule: {'wake': 6}, left to a person; both are kept until somebody resolves it",
+    ] == done.stdout.splitlines()
+
+
 def test_own_store(tmp_path: Path, environment: dict[str, str]) -> None:
     done = python("own_store.py", folder=tmp_path, environment=environment)
 

@@ -21,10 +21,12 @@ from urllib.parse import parse_qs
 import msgspec
 from msgspec import Struct
 
+from .. import review
 from ..auth import Failures, MemoryTokens, Principal, Tokens, bearer, same_password, source_of
 from ..errors import LocalProtocolError, RemoteProtocolError, StoreBusy, StoreError
-from ..exchange import Rest
+from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
+from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..registry import Registry
 from ..router import ProtocolFallback
@@ -63,6 +65,8 @@ logger = logging.getLogger(__name__)
 
 SYNC: Final = "/api/v1/sync/"
 ENTITIES: Final = "/api/v1/graph/entities/"
+CONFLICTS: Final = "/api/v1/sync/conflicts/"
+RESOLVE: Final = "/resolve"
 LOGIN_BYTES_MAX: Final = 4096
 LOGIN_SECONDS: Final = 7 * 24 * 3600  # as deployed servers; deployed clients log in again at every start
 
@@ -87,6 +91,7 @@ def app(
     admin_graph: str = "default",
     auth: bool = True,
     limits: Limits | None = None,
+    policy: Policy | None = None,
     bounds: ServerLimits | None = None,
     blocking: bool | None = None,
     server_version: str | None = None,
@@ -101,8 +106,9 @@ def app(
 
     Args:
         store: where graphs are kept; `router.store` or a memory store if not given.
-        router: finds and serves wire versions; by default one over `store` with `limits`.
+        router: finds and serves wire versions; by default one over `store` with `limits` and `policy`.
         tokens: who may speak; by default tokens in memory, at `App.tokens`.
+        policy: who wins, and the rules of one's own for entity types (PROTOCOL 6.8).
         admin_password: switches ``POST /api/v1/auth/admin/login`` on, for deployed clients.
         admin_graph: the graph of whoever logs in there, and of everybody without `auth`.
         auth: False serves `admin_graph` to anybody who can connect; only for one's own machine.
@@ -115,12 +121,14 @@ def app(
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
-        LocalProtocolError: `store` is not the one of `router`, or `router` serves no wire version.
+        LocalProtocolError: `store` or `policy` is not the one of `router`, or `router` serves no wire version.
     """
     if router is None:
-        router = ProtocolFallback(store, limits=limits)
+        router = ProtocolFallback(store, limits=limits, policy=policy)
     elif store is not None and store is not router.store:
         raise LocalProtocolError("expected the store of the router, or none; got another store")
+    elif policy is not None and policy is not router.policy:
+        raise LocalProtocolError("expected the policy of the router, or none; got another one")
     _ = router.registry  # raises if nothing would be served: better now than at the first request
     return App(
         router,
@@ -254,7 +262,7 @@ class App:
         if methods is None:
             if call.path.startswith(ENTITIES) and call.path.endswith("/versions"):
                 methods = {"GET": self._versions}
-            elif call.path.startswith("/api/v1/sync/conflicts/") and call.path.endswith("/resolve"):
+            elif call.path.startswith(CONFLICTS) and call.path.endswith(RESOLVE):
                 methods = {"POST": self._resolve}
             else:
                 raise refused("not_found", "a path that is served here", "another one", detail="Not Found")
@@ -501,15 +509,42 @@ class App:
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
 
     async def _conflicts(self, call: Call) -> Answer:
-        """Always empty, as on deployed servers: conflicts are settled when they are found, told to the device whose
-        push met one (PROTOCOL 6.7), and their losers can be read under ``…/entities/{id}/versions``."""
-        self.principal(call)
-        return ok({"conflicts": []})
+        """PROTOCOL 6.9: a page of what waits for a person. Empty, as on deployed servers, where no rule leaves anything
+        open; other conflicts are settled when they are found, and told to the device whose push met one (6.7)."""
+        principal = self.principal(call)
+        after = parse_qs(call.scope.get("query_string", b"").decode("latin-1")).get("after", [None])[0]
+        place = review.Place() if after is None else review.place_in(after)
+        policy, limits = self.router.policy, self.router.limits
+
+        async def read() -> bytes:
+            plan = partial(review.listing, policy, limits, place)
+            page = await carry_out(plan, self._store, principal.graph, write=False)
+            told: dict[str, Any] = {"conflicts": [review.told(entry) for entry in page.entries]}
+            return encode(told if page.next is None else told | {"next": str(page.next)})
+
+        return Answer(200, await self._work(read))
 
     async def _resolve(self, call: Call) -> Answer:
-        """Nothing waits for a person, so there is no conflict to resolve."""
-        self.principal(call)
-        raise refused("not_found", "a conflict that is open", "none", detail="Not Found")
+        """PROTOCOL 6.10: what a person decided of an open conflict becomes a row, which travels as any other does."""
+        principal = self.principal(call)
+        body = await self._body(call, self.router.limits.body_bytes_max)
+        id_ = call.path[len(CONFLICTS) : -len(RESOLVE)]
+
+        async def write() -> tuple[bytes, bool]:
+            context = principal.context(self.router.clock())
+            plan = partial(review.resolve, id_, body, self.router.policy, context, self.router.limits)
+            resolved = await carry_out(plan, self._store, principal.graph, write=True)
+            told = {"id": id_, "resolved": review.told_row(resolved.row), "fresh": resolved.fresh}
+            return encode(told), resolved.fresh
+
+        try:
+            told, fresh = await self._work(write)
+        except RemoteProtocolError as error:
+            detail = "Not Found" if error.code == "not_found" else None
+            raise RefusalError(problem_answer(error, detail=detail)) from None
+        if fresh:
+            self._sockets.changed(principal.graph)
+        return Answer(200, told)
 
     # --- the graph, read
 

@@ -30,6 +30,7 @@ from ..model import (
     Context,
     Cursor,
     Entity,
+    Head,
     Kind,
     Outcome,
     Part,
@@ -448,13 +449,13 @@ def _with_witness(message: Request, request: SyncRequest) -> SyncRequest:
 
 _LISTING_ROWS: Final = 1_000  # so that what is held of a listing does not grow with the graph
 
-_digests: OrderedDict[tuple[str, int, bytes], str] = OrderedDict()
+_digests: OrderedDict[Head, str] = OrderedDict()
 
 
 def _state_digest(response: SyncResponse) -> Plan[str]:
     """PROTOCOL 9.9: sha256 over every current entity, which costs what is stored; so once per seq, not per answer."""
-    head = response.head
-    key = (head.epoch, head.seq, head.chain)
+    # Under other rules the same rows can be current or not, so the chain alone does not tell.
+    key = response.head
     digest = _digests.get(key)
     if digest is None:
         told = sha256()

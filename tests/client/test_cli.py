@@ -468,6 +468,7 @@ def test_every_command_says_one_json_document(run: Run, tmp_path: Path) -> None:
         "status",
         "pending",
         "conflicts",
+        "resolve nothing",
         "add room Cellar",
         "set Kitchen a=1",
         "link Kitchen Cellar controls",
@@ -1274,9 +1275,9 @@ def test_sync_on_a_terminal_says_what_it_did(tmp_path: Path, server: Process) ->
 # --- anything -----------------------------------------------------------------------------------------------------
 
 pool = st.sampled_from(
-    "add list show set rm link unlink history conflicts pending status sync export import import-homekit --json "
-    "--store --content --in --id --name --type --text --deleted --all --home --here --seen --help -h -- - a=1 a.b=[1] "
-    "{} device room Lamp lamp home.db --version --token --user".split()
+    "add list show set rm link unlink history conflicts resolve pending status sync export import import-homekit "
+    "--json --take merge --set --store --content --in --id --name --type --text --deleted --all --home --here --seen "
+    "--help -h -- - a=1 a.b=[1] {} device room Lamp lamp home.db --version --token --user".split()
 )
 argument = pool | st.text(st.characters(exclude_characters="/\\"), max_size=6)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inbetweenies import cli
+from inbetweenies.merge import Policy, Verdict
 from inbetweenies.model import Change, Cursor, Pushes, SyncRequest
 from inbetweenies.testing.store_tests import run
 from tests.server.calls import running
@@ -123,6 +124,18 @@ def test_status_tells_every_kind_of_event(site: Site, capsys: Capture) -> None:
     assert ["g", "5"] == lines[1].split()[:2]
     assert lines[2].startswith(f"journal in {site.path}.journal: 1 files, ")
     assert says == [line.split("g: ", 1)[1] for line in lines[3:]]
+
+
+def test_status_tells_of_a_rule_that_failed(site: Site, capsys: Capture) -> None:
+    server = Server(site.open(), policy=Policy(rules={"device": lambda *_: Verdict(1 // 0)}))
+    for number in range(3):
+        server.push(entity("e", f"v{number}", {"n": number}))
+    site.close()
+    [graph] = told(site, capsys)["graphs"]
+
+    assert ["the rule of device failed (ZeroDivisionError); what it was asked was decided without it"] == [
+        event["says"] for event in graph["events"]
+    ]
 
 
 def test_a_journal_elsewhere_is_found_again(tmp_path: Path, capsys: Capture) -> None:

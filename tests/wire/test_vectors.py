@@ -72,6 +72,8 @@ PINNED = {
     "v2-offered": "1370f21c33f8d7ca",
     "v2-offered-aside": "d531181c71e89a47",
     "v2-offered-edge": "0b487ef47bb6a790",
+    "v2-only-the-tip": "c7d312567b3d85ad",
+    "v2-only-the-tip-from-nowhere": "ca98687a05448f8b",
     "v2-page-one": "7b68192543bdca42",
     "v2-poison": "3b4eaea243a38dba",
     "v2-repeated": "4209626506a7a02a",
