@@ -9,7 +9,7 @@ the whole line never waits, so it can be driven without an event loop, determini
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
@@ -134,15 +134,20 @@ async def begin(
     Raises:
         RegistryChanged: it does not; nothing was applied.
     """
-    for _ in range(UNDONE_MAX):
-        with suppress(StoreUndone):
-            return await _begin(wire, message, store, context, limits, policy, negotiation, decided)
-    return await _begin(wire, message, store, context, limits, policy, negotiation, decided)
+    return await _anew(lambda: _begin(wire, message, store, context, limits, policy, negotiation, decided))
 
 
 #: How often a message is served anew because somebody else's could not be committed. Stores see to it that once is
 #: enough; who meets with it again and again is told to come back later.
 UNDONE_MAX: Final = 2
+
+
+async def _anew(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What comes of an attempt, or of another one."""
+    for _ in range(UNDONE_MAX):
+        with suppress(StoreUndone):
+            return await attempt()
+    return await attempt()
 
 
 async def _begin(
@@ -260,10 +265,7 @@ async def carry_out(plan: Callable[[], Plan[T]], store: Store, graph: str, *, wr
         async with store.transaction(graph, write=write) as tx:
             return await run(plan(), tx, write)
 
-    for _ in range(UNDONE_MAX):
-        with suppress(StoreUndone):
-            return await attempt()
-    return await attempt()
+    return await _anew(attempt)
 
 
 class MustWrite(Exception):
