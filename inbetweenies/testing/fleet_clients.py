@@ -1,28 +1,24 @@
-"""The clients of `MixedFleet`: small, honest models of what is deployed, defects included.
+"""The clients of `MixedFleet` that speak `inbetweenies-v2`: small, honest models of what is deployed, defects included.
 
-Each client keeps what it would keep on disk, says the messages that the deployed program says, and forgets a local
-change when that program would. What it takes for done it lists in `done`, for the fleet to look up in the log. Losses
-that a deployed client brings about all by itself (an edit that a pull writes over, a mark cleared for an edit that was
-made in flight) are its own and are never claimed against the server; see `DeployedV2.stray`.
-
-Nothing here waits, reads a clock or draws at random: the fleet does that, and hands the results in.
+Losses that a deployed client brings about all by itself (an edit that a pull writes over, a mark cleared for an edit
+that was made in flight) are its own and are never claimed against the server; see `DeployedV2.stray`.
 """
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, ClassVar, Final, NamedTuple, NoReturn
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
 from .. import replica
-from ..limits import canonical
+from ..errors import RemoteProtocolError
+from ..limits import canonical, gate
 from ..model import (
     DIGEST_BITS,
     ENTITY_TYPES,
@@ -30,176 +26,31 @@ from ..model import (
     Entity,
     Kind,
     Relationship,
+    edge_version,
     format_time,
     make_version,
     parse_time,
 )
 from ..replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
-from ..wire import load
+from .fleet_base import (
+    FIELDS,
+    NAMES,
+    THINGS,
+    VALUES,
+    Act,
+    Body,
+    Client,
+    Done,
+    JsonClient,
+    NoAnswer,
+    PowerCut,
+    Pushed,
+    World,
+    codec,
+    short,
+)
 
-Body = dict[str, Any]
-
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
-
-#: What fleets edit: id -> entity type. Few, so that clients meet on them. The long one is as legal as the others.
-THINGS: Final[Mapping[str, str]] = {
-    "home": "home",
-    "lamp": "device",
-    "room": "room",
-    "ann": "note",
-    "hub": "device",
-    "cabin": "home",
-    "note": "note",
-    "door-" + "é" * 240: "door",
-}
-NAMES: Final = ("Kitchen", "Küche 🏠", "", "kitchen", "\u0000")
-FIELDS: Final = ("manufacturer", "is_reachable", "colour", "is_primary", "services", "a/b~c")
-VALUES: Final[tuple[Any, ...]] = (
-    "Acme", True, False, None, 1, 1.0, "", [1, {"a": None}], {}, {"x": 1}, 2**70, {"s": {"name": "Light"}},
-)  # fmt: skip
-#: Texts and flags that v1 programs really write.
-V1_TEXTS: Final = ("Acme", "L1", None)
-
-
-@cache
-def installed() -> dict[str, Any]:
-    """The wire versions there are. `load` looks through all that is installed, which is slow."""
-    return dict(load())
-
-
-def codec(name: str) -> Any:
-    """A wire version by name."""
-    return installed()[name]
-
-
-class Act(NamedTuple):
-    """One offline edit: what to do with which thing, and a number that picks the value."""
-
-    verb: str
-    thing: str
-    value: int
-
-
-class Done(NamedTuple):
-    """A row that a client of v2 has stopped keeping for the server."""
-
-    row: Entity | Relationship
-
-
-class DoneRecord(NamedTuple):
-    """Fields of a record that a client of v1 has stopped keeping for the server."""
-
-    entity_type: str
-    id: str
-    fields: dict[str, Any]
-
-
-class World(NamedTuple):
-    """What clients may ask of the fleet.
-
-    `clock` is true time in microseconds, `told` takes a line for the trace, `broken` reports a broken law.
-    """
-
-    clock: Callable[[], int]
-    told: Callable[[str], None]
-    broken: Callable[[str, str], NoReturn]
-    page_rows: int
-    batch: int
-
-
-def short(text: str) -> str:
-    """An id or a version in a line for people: without the date, and not too long."""
-    return ascii(text[11:] if text[10:11] == "T" else text)[1:-1][:40]
-
-
-class PowerCut(Exception):
-    """The machine of a client stopped in the middle of something."""
-
-
-class Client(ABC):
-    """One program on one device. A sync is a row of messages; at most one of them is under way."""
-
-    kind: ClassVar[str]
-    #: The wire version that a server must serve for this client to be of use.
-    wire: ClassVar[str]
-    acts: ClassVar[tuple[str, ...]]
-
-    def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
-        self.name = name
-        self.user = user
-        self.world = world
-        self.skew = skew
-        self.done: list[Done | DoneRecord] = []
-        self.waiting = False
-        self.phase = ""
-        self.failed = False
-
-    @property
-    def now(self) -> int:
-        """What this device takes for the time."""
-        return self.world.clock() + self.skew
-
-    # a sync
-
-    def say(self) -> Body | None:
-        """The next message of a sync, which begins if none is under way; None if this client has nothing to say."""
-        if not self.phase:
-            self.failed = False
-            self.phase = self.begin()
-        if not self.phase:
-            return None
-        body = self.compose()
-        self.waiting = True
-        return body
-
-    def hear(self, answer: Body) -> None:
-        """The answer to the message under way."""
-        self.waiting = False
-        if "error" in answer:
-            self.give_up()
-            return
-        try:
-            self.phase = self.absorb(answer)
-        except PowerCut:
-            self.world.told(f"{self.name} loses power")
-            self.restart()
-
-    def give_up(self) -> None:
-        """No answer came. What waits goes on waiting."""
-        self.waiting = False
-        self.failed = True
-        self.phase = ""
-
-    def restart(self) -> None:
-        """The program starts anew with what it has stored."""
-        self.give_up()
-
-    @abstractmethod
-    def begin(self) -> str:
-        """The first phase of a sync."""
-
-    @abstractmethod
-    def compose(self) -> Body:
-        """The message of this phase."""
-
-    @abstractmethod
-    def absorb(self, answer: Body) -> str:
-        """Take an answer in; the next phase, or "" at the end of the sync."""
-
-    # a person
-
-    @abstractmethod
-    def edit(self, act: Act) -> str | None:
-        """Do `act` offline, as far as this program can; what was done, in few words."""
-
-    @property
-    @abstractmethod
-    def pending(self) -> tuple[str, ...]:
-        """What still waits for the server and could be taken by it."""
-
-
-# --- v2 -----------------------------------------------------------------------------------------------------------
 
 
 class _V2(Client):
@@ -409,6 +260,10 @@ class ModernV2(_V2):
         super().__init__(name, world, user=user, skew=skew)
         self.store = ReplicaStore(name, user)
         self.sent: tuple[Pending, ...] = ()
+        #: Whether the server's log may have been rewound under this client, so that a digest may rightly differ.
+        self.rewound = False
+        #: How many rows the last answer told, and whether it said that there are more.
+        self.page, self.more = 0, False
 
     def row(self, id_: str) -> Entity | None:
         found = self.store.visible(("entity", id_))
@@ -439,21 +294,34 @@ class ModernV2(_V2):
     def begin(self) -> str:
         return "sync"
 
-    def compose(self) -> Body:
+    def message(self) -> bytes:
         ask, self.sent = replica.compose(
             self.store.image.state,
             self.store.pending(),
             page_rows=self.world.page_rows,
             changes_max=self.world.batch,
         )
-        body: Body = _decode(codec(self.wire).ask(ask))
+        rows: list[Entity | Relationship] = []
+        for change in ask.changes:
+            rows += [change.entity] if change.entity is not None else []
+            rows += change.relationships
+        self.pushed = Pushed(rows=tuple(rows))
+        body: bytes = codec(self.wire).ask(ask)
         return body
 
-    def absorb(self, answer: Body) -> str:
-        told = codec(self.wire).told(_encode(answer))
+    def take_in(self, answer: bytes) -> str:
+        try:
+            gate(answer)
+            told = codec(self.wire).told(answer)
+        except RemoteProtocolError as error:
+            raise NoAnswer from error
+        if told.protocol_version != self.wire:
+            raise NoAnswer  # PROTOCOL 5.9
+        self.page = sum((change.entity is not None) + len(change.relationships) for change in told.changes)
+        self.more = told.more
         before = self.store.image
         absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
-        if absorbed.differs or absorbed.healed:
+        if (absorbed.differs or absorbed.healed) and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
         self.store.commit(absorbed)
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
@@ -462,9 +330,9 @@ class ModernV2(_V2):
             self.done.append(Done(msgspec.json.decode(row.body, type=shape)))
         for item in self.sent:
             left = self.store.image.pending.get(item.n)
-            if left is not None and left.note is None:
+            if left is not None and left.note is None and not told.resync:
                 self.world.broken(
-                    "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer}"
+                    "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer.decode()}"
                 )
         self.check()
         return "sync" if not absorbed.drained or self._unsent() else ""
@@ -472,6 +340,12 @@ class ModernV2(_V2):
     def _unsent(self) -> bool:
         sent = {item.n for item in self.sent}
         return any(item.note is None and item.n not in sent for item in self.store.image.pending.values())
+
+    def offers(self) -> set[RowKey]:
+        """What it would offer to a server that has lost its log: what waits, and what it takes for current."""
+        image = self.store.image
+        told: set[RowKey] = {(*key, pointer.theirs) for key, pointer in image.pointers.items() if pointer.theirs}
+        return told | {(*item.copy.key, item.copy.version) for item in image.pending.values()}
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""
@@ -503,7 +377,7 @@ class ModernV2(_V2):
         return tuple(f"{item.copy.id}@{item.copy.version}" for item in waiting if item.note is None)
 
 
-class DeployedV2(_V2):
+class DeployedV2(_V2, JsonClient):
     """Blowing-Off as deployed: pull, then push all that waited when the sync began; marks are cleared by id.
 
     What it loses by itself: a pull writes over an edit that waits, and if the push then fails the edit is gone; an edit
@@ -596,6 +470,8 @@ class DeployedV2(_V2):
             {"change_type": "update", "relationships": [self.edge_out(edge) for edge in loose]}
             for loose in edges.values()
         ]
+        named = (replace(edge, version=edge_version(edge)) for edge in self.sent_edges.values())
+        self.pushed = Pushed(rows=(*self.sent.values(), *named))
         return body
 
     def entity_out(self, entity: Entity) -> Body:
@@ -713,218 +589,3 @@ class KittenKong(DeployedV2):
             self.since = self.next_since
             return ""
         return "push"
-
-
-# --- v1 -----------------------------------------------------------------------------------------------------------
-
-#: The records that stand for `THINGS`; the others have none.
-_RECORDS: Final[Mapping[str, str]] = {
-    "home": "home", "lamp": "accessory", "room": "room", "ann": "user", "hub": "accessory", "cabin": "home",
-}  # fmt: skip
-_PLAIN: Final[Mapping[str, Body]] = {
-    "home": {"is_primary": False},
-    "room": {},
-    "accessory": {
-        "manufacturer": None,
-        "model": None,
-        "serial_number": None,
-        "firmware_version": None,
-        "is_reachable": True,
-        "is_blocked": False,
-        "is_bridge": False,
-        "bridge_id": None,
-    },
-    "user": {"is_administrator": False, "is_owner": False, "remote_access_allowed": True},
-}
-#: The fields that a person changes, with the values a program writes.
-_EDITABLE: Final[Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
-    "home": (("is_primary", (True, False)),),
-    "room": (("name", NAMES[:4]),),
-    "accessory": (("manufacturer", V1_TEXTS), ("is_reachable", (True, False)), ("model", V1_TEXTS)),
-    "user": (("is_owner", (True, False)),),
-}
-
-
-class V1(Client):
-    """The v1 client as deployed: request, push, ack, with whole records.
-
-    It keeps a pulled record only if that is newer by its `updated_at`, even over an edit that waits; it clears an edit
-    when the push's answer says ``applied``, even if the record was edited since (then it is in `stray`); its watermark
-    is its own clock.
-    """
-
-    kind = "v1"
-    wire = "inbetweenies-v1"
-    acts = ("create", "rename", "set", "move")
-
-    def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
-        super().__init__(name, world, user=user, skew=skew)
-        self.records: dict[tuple[str, str], Body] = {}
-        #: What waits: the fields that a person changed since the last ack, by record.
-        self.marks: dict[tuple[str, str], set[str]] = {}
-        self.last_sync: str | None = None
-        #: The fields that a person changed since this client last agreed with the server on them, by record.
-        self.touched: dict[tuple[str, str], set[str]] = {}
-        self.attempts = 0
-        self.times: set[int] = set()
-        self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
-        self.stray: set[tuple[str, str]] = set()
-        #: Records that are as a person left them here, not as a pull told them.
-        self.own: set[tuple[str, str]] = set()
-
-    # a person
-
-    def edit(self, act: Act) -> str | None:
-        type_ = _RECORDS.get(act.thing)
-        if type_ is None:
-            return None
-        before = self.records.get((type_, act.thing))
-        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
-        if before is None:
-            if act.verb != "create" or (type_ != "home" and not homes):
-                return None
-            changed: Body = {"name": NAMES[act.value % 3]}
-            if type_ != "home":
-                changed["home_id"] = homes[0]
-        else:
-            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
-            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
-            field, values = fields[act.value % len(fields)]
-            if act.verb in ("create", "rename") or not values:
-                field, values = "name", NAMES[:4]
-            changed = {field: values[act.value // len(fields) % len(values)]}
-        time = self.write(type_, act.thing, **changed)
-        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
-
-    def write(self, type_: str, id_: str, **fields: Any) -> str:
-        """Store a local edit: a new record, or other values of `fields`. When that was, as v1 says it."""
-        # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
-        now = self.now
-        while now in self.times:
-            now += 1
-        self.times.add(now)
-        time = format_time(now, naive=True)
-        key = (type_, id_)
-        before = self.records.get(key)
-        if before is None:
-            before = {"id": id_, **_PLAIN[type_], "created_at": time, "sync_id": None}
-            changed = _PLAIN[type_].keys() | fields.keys()
-        else:
-            changed = set(fields)
-        self.records[key] = {**before, **fields, "updated_at": time}
-        self.own.add(key)
-        self.marks[key] = self.marks.get(key, set()) | changed
-        self.touched.setdefault(key, set()).update(changed)
-        return time
-
-    def _held(self, type_: str, thing: str) -> tuple[str, ...]:
-        """The records of a type that another record can point to."""
-        return tuple(id_ for kind, id_ in sorted(self.records) if kind == type_ and id_ != thing)
-
-    # a sync
-
-    def begin(self) -> str:
-        return "request"
-
-    def compose(self) -> Body:
-        if self.phase == "request":
-            return self.envelope(
-                type="sync_request",
-                last_sync=self.last_sync,
-                entity_types=["homes", "rooms", "accessories", "users"],
-                include_deleted=True,
-            )
-        if self.phase == "ack":
-            return self.envelope(type="sync_ack", sync_completed_at=format_time(self.now, naive=True))
-        self.sent = {}
-        changes = []
-        for key in self.marks:
-            self.attempts += 1
-            token = f"{self.name}-{self.attempts}"
-            self.sent[token] = (key, dict(self.records[key]), frozenset(self.marks[key]))
-            changes.append(
-                {
-                    "entity_type": key[0],
-                    "entity_id": key[1],
-                    "operation": "update",
-                    "data": dict(self.records[key]),
-                    "client_sync_id": token,
-                }
-            )
-        return self.envelope(type="sync_push", changes=changes)
-
-    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
-        """A message of this program."""
-        return {"type": type, "client_id": self.name, **fields}
-
-    def absorb(self, answer: Body) -> str:
-        if self.phase == "request":
-            for change in answer["changes"]:
-                self.take(change)
-            return "push" if self.marks else "ack"
-        if self.phase == "push":
-            for applied in answer["applied"]:
-                if applied["status"] == "applied" and applied["client_sync_id"] in self.sent:
-                    self.forget(*self.sent[applied["client_sync_id"]])
-            return "ack"
-        self.last_sync = format_time(self.now, naive=True)
-        return ""
-
-    def take(self, change: Body) -> None:
-        key = (change["entity_type"], change["entity_id"])
-        here = self.records.get(key)
-        if change["operation"] == "delete":
-            for kept in (self.records, self.marks, self.touched):
-                kept.pop(key, None)
-        elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
-            self.records[key] = dict(change["data"])
-            self.stray.discard(key)
-            self.own.discard(key)
-            self.touched.pop(key, None)
-            if key in self.marks:
-                # The edit is written over; what is pushed now is the server's own record, which claims nothing.
-                self.marks[key] = set()
-
-    def forget(self, key: tuple[str, str], record: Body, changed: frozenset[str]) -> None:
-        here = self.records[key]
-        if self.marks.pop(key, None) and here != record:
-            self.stray.add(key)
-        self.touched[key] = {
-            field for field in self.touched.get(key, ()) if not (field in changed and here[field] == record[field])
-        }
-        self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
-
-    @property
-    def pending(self) -> tuple[str, ...]:
-        return tuple("/".join(key) for key in self.marks)
-
-
-class Unknown(V1):
-    """A client of a version to come: it falls back to v1 shapes and reads the `negotiation` in the answers."""
-
-    kind = "unknown"
-    asks: ClassVar[str] = "inbetweenies-v7"
-
-    def begin(self) -> str:
-        # Only reads and pushes of exact v1 shape are promised to versions that a server does not know.
-        return "request"
-
-    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
-        return {"protocol_version": self.asks, **super().envelope(type=type, **fields)}
-
-    def absorb(self, answer: Body) -> str:
-        negotiation = answer.get("negotiation")
-        if not isinstance(negotiation, dict) or negotiation.get("served") != answer.get("protocol_version"):
-            self.world.broken("10 (downgrade)", f"{self.name} is served something else and not told what: {answer}")
-        if negotiation["requested"] != self.asks or negotiation["served"] not in negotiation["supported"]:
-            self.world.broken("10 (downgrade)", f"{self.name} asked for {self.asks} and is told {negotiation}")
-        phase = super().absorb(answer)
-        if phase != "ack":
-            return phase
-        self.last_sync = format_time(self.now, naive=True)
-        return ""
-
-    def odd_write(self) -> Body:
-        """A write of the version to come, in a shape that nobody here knows: it must be refused whole."""
-        change = {"op": "put", "entity": {"id": "lamp", "name": "from the future"}}
-        return {"protocol_version": self.asks, "client_id": self.name, "changes": [change]}

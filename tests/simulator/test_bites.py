@@ -1,0 +1,123 @@
+"""The simulator bites: planted bugs are seen within few histories, and told as a short story that repeats.
+
+All of the bugs, and after how many histories each is seen: ``python -m tests.deep mutants``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from inbetweenies.testing.simulator import SimulatedWorld, run_seed, runner, shortest_story, tell_story
+from inbetweenies.testing.simulator.shrink import shortest
+from inbetweenies.testing.simulator.stage import Event
+from tests.fleet.mutants import EQUIVALENT, LATER, MUTANTS, Plant, kill
+
+#: One of each kind: the commit, the log, merging, versions, the client, the network, the v1 view, a restore.
+HANDFUL = (
+    "ack_before_commit",
+    "disk_full_swallowed",
+    "page_end_skipped",
+    "tombstone_by_time",
+    "disabled_is_unknown",
+    "ack_by_id",
+    "unmatched_replies",
+    "stale_base",
+    "graphs_mixed",
+)
+
+
+@pytest.mark.parametrize("name", HANDFUL)
+def test_a_planted_bug_is_seen(name: str) -> None:
+    killed = kill(MUTANTS[name], 200, "small")
+
+    assert killed is not None
+
+
+def test_there_are_enough_bugs_and_each_says_what_it_is() -> None:
+    assert len(MUTANTS) >= 40
+    assert all(plant.__doc__ for plant in MUTANTS.values())
+    assert not set(MUTANTS) & {*EQUIVALENT, *LATER}
+
+
+def first_seed(plant: Plant) -> int:
+    killed = kill(plant, 200, "small")
+    assert killed is not None
+    return killed.runs - 1
+
+
+def test_a_failure_is_told_as_the_shortest_story_that_breaks_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = first_seed(MUTANTS["own_writes_never_told"])
+    MUTANTS["own_writes_never_told"](monkeypatch)
+    world = SimulatedWorld()
+
+    whole, story = tell_story(world, seed, "small"), shortest_story(world, seed, "small")
+
+    assert whole is not None
+    assert story is not None
+    assert whole.law == story.law
+    assert story.events < 12 < whole.events
+    assert any("joins" in line for line in story.lines)
+    assert story == shortest_story(world, seed, "small")
+
+
+def test_without_its_bug_the_same_seed_breaks_nothing() -> None:
+    seed = first_seed(MUTANTS["own_writes_never_told"])
+
+    assert shortest_story(SimulatedWorld(), seed, "small") is None
+
+
+def test_of_a_script_that_is_made_short_no_event_can_be_left_out() -> None:
+    script = [Event(number, "edit", (0, 0, number, 9)) for number in range(60)]
+    needed = {3, 17, 18, 59}
+
+    found = shortest(script, lambda less: needed <= {event.at for event in less})
+
+    assert sorted(needed) == [event.at for event in found]
+    assert [0, 0, 0, 0] == [event.args[3] for event in found]
+
+
+def test_an_exception_in_the_build_is_a_failure_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inbetweenies.engine.decide", None)
+
+    broken = run_seed(SimulatedWorld(), 0, "small").broken
+
+    assert broken is not None
+    assert "2.7 (no traceback)" == broken.law
+    assert "in serve, line" in broken.what
+    assert "engine.py" in broken.what
+
+
+def test_a_run_that_is_not_the_same_twice_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from inbetweenies.testing.simulator import server
+
+    count = iter(range(10**6))
+    monkeypatch.setattr(server.MemoryDatabase, "_epoch", lambda self: f"{next(count):016x}")
+
+    tally = runner.run_seeds(SimulatedWorld(), range(20), "small", rerun_every=1)
+
+    assert {runner.NOT_REPEATABLE} == {failure.law for failure in tally.failures}
+    assert len(tally.failures) > 3
+
+
+class Offering(SimulatedWorld):
+    """Says of our client that it offers again all that it holds."""
+
+    holders = frozenset({"database", "clients"})
+
+
+class Unwritten(SimulatedWorld):
+    """Says that it keeps a journal, and keeps none."""
+
+    holders = frozenset({"database", "journal"})
+
+
+def test_what_a_client_holds_survives_a_restore() -> None:
+    tally = runner.run_seeds(Offering(), range(180, 240), "small", rerun_every=0)
+
+    assert [] == tally.failures
+
+
+def test_a_build_is_held_to_what_it_says_survives_a_restore() -> None:
+    tally = runner.run_seeds(Unwritten(), range(180, 210), "small", rerun_every=0)
+
+    assert "1.1, 1.9 (no acked write lost)" in {failure.law for failure in tally.failures}
