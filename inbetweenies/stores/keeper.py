@@ -93,13 +93,23 @@ class Keeper:
         heads: whether the ends of logs are kept beside the file.
     """
 
-    def __init__(self, store: Store, path: Path, lend: Lend, *, journal: Journal | None, heads: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        lend: Lend,
+        *,
+        journal: Journal | None,
+        heads: bool,
+        clock: Callable[[], int] = wall_clock,
+    ) -> None:
         self.journal = journal
         self.heads = Heads(path) if heads else None
         self.happened: list[tuple[str, Event]] = []  # at the start, by graph
         self._store = store
         self._path = path
         self._lend = lend
+        self._clock = clock
         self._silent = False
         self._behind: dict[str, Cursor] = {}  # how far the journal holds graphs of which it could not take a commit
 
@@ -163,9 +173,8 @@ class Keeper:
     async def _between(self, graph: str, after: int, head: Head) -> Writes:
         async with self._store.transaction(graph, write=False) as tx:
             rows = (await tx.read(Reads(seqs=tuple(range(after + 1, head.seq + 1))))).seqs
-        with self._lend("read a log") as connection:
-            closed = connection.execute(_CLOSED, (graph, after, head.seq)).fetchall()
-        return Writes(rows=tuple(rows[seq] for seq in sorted(rows)), closed=tuple(closed), head=head)
+        closed = self._closed(graph, after, head.seq)
+        return Writes(rows=tuple(rows[seq] for seq in sorted(rows)), closed=closed, head=head)
 
     # --- the start
 
@@ -191,6 +200,7 @@ class Keeper:
         if self.journal is not None:
             for graph, (birth, tip) in tips.items():
                 self._compare(self.journal, graph, birth, tip)
+            self._complete(self.journal, newest, {name: graphs[name] for name in sorted(graphs.keys() - tips)})
         for end in ends_:
             run_now(self._notice(end))
         if self.heads is not None:
@@ -198,6 +208,15 @@ class Keeper:
                 self.heads.keep_journal(self.journal.folder)
             for graph, known in self._graphs().items():
                 self.heads.put(graph, known.birth, known.head.cursor, known.head.stamp)
+
+    def _complete(self, journal: Journal, newest: Iterable[Segment], strange: Mapping[str, Known]) -> None:
+        """Put into the journal all that it never heard of; or begin it."""
+        if all(segment.opening is None for segment in newest):
+            journal.begin(self._opening)
+            return
+        # When it began it was told of all that was there: a process died over the first commits of these.
+        for graph, known in strange.items():
+            self._catch_up(journal, graph, known.birth, NOWHERE, known.head)
 
     def _graphs(self) -> dict[str, Known]:
         with self._lend("read the heads of graphs") as connection:
@@ -209,6 +228,16 @@ class Keeper:
             )
             for name, birth, epoch, seq, chain, stamp, digest in found
         }
+
+    def _adopt(self, graph: str, birth: str, epoch: str) -> None:
+        """Make a graph, or one that is empty anew: an empty one has nothing to lose."""
+        with self._lend("make a graph") as connection:
+            connection.execute(_ADOPT, (graph, epoch, birth))
+
+    def _closed(self, graph: str, after: int, upto: int) -> tuple[tuple[int, int], ...]:
+        """The rows up to `after` whose place was taken after that and up to `upto`, in that order."""
+        with self._lend("read a log") as connection:
+            return tuple(connection.execute(_CLOSED, (graph, after, upto)).fetchall())
 
     def _check_identity(
         self,
@@ -233,8 +262,7 @@ class Keeper:
 
     def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor) -> None:
         """Give a graph what the journal holds beyond it, and the journal what it missed."""
-        with self._lend("make a graph") as connection:
-            connection.execute(_ADOPT, (graph, tip.epoch, birth))  # an empty one has nothing to lose
+        self._adopt(graph, birth, tip.epoch)
         head, chains = run_now(self._chains(graph, (tip.seq,)))
         if chains.get(tip.seq) == tip.chain:
             # So it is always, but for a process that died between the commit and the journal.
@@ -251,7 +279,7 @@ class Keeper:
         offered = run_now(self._offer(graph, missed, common))
         if head.seq > before or offered:
             told: dict[str, str | int] = {"after": before, "rows": head.seq - before, "offered": offered}
-            now = wall_clock()
+            now = self._clock()
             run_now(self._tell(graph, Event(kind="replay", key=f"{now} {before}", at=now, told=told)))
 
     async def _chains(self, graph: str, seqs: Iterable[int]) -> tuple[Head, dict[int, bytes]]:
@@ -289,7 +317,7 @@ class Keeper:
             some = tuple(changes[start : start + OFFERED_AT_ONCE])
             request = SyncRequest(device=DEVICE, user="", changes=some, common=common, pull=False)
             async with self._store.transaction(graph, write=True) as tx:
-                await run(engine.serve(request, Context(graph=graph, now=wall_clock())), tx)
+                await run(engine.serve(request, Context(graph=graph, now=self._clock())), tx)
         return (await self._chains(graph, ()))[0].seq - before
 
     async def _notice(self, end: End) -> None:
@@ -299,12 +327,14 @@ class Keeper:
             return  # another graph of that name
         async with self._store.transaction(end.graph, write=True) as tx:
             held = await tx.read(Reads(chains=(end.cursor.seq,)))
-            if rewind.holds(held, end.cursor):
-                return
-            fork = rewind.forked(held.head, at=wall_clock(), seen=end.cursor, by="the files beside the database")
             # Deployed clients know no more than a time: none of what comes is to be before what they have heard of.
-            head = replace(held.head, epoch=str(fork.told["epoch"]), stamp=max(held.head.stamp, end.stamp))
-            await tx.write(Writes(head=head, events=(fork,)))
+            head = replace(held.head, stamp=max(held.head.stamp, end.stamp))
+            if rewind.holds(held, end.cursor):
+                if head != held.head:  # set back once more, to what it had been set back to before
+                    await tx.write(Writes(head=head))
+                return
+            fork = rewind.forked(held.head, at=self._clock(), seen=end.cursor, by="the files beside the database")
+            await tx.write(Writes(head=replace(head, epoch=str(fork.told["epoch"])), events=(fork,)))
         self.happened.append((end.graph, fork))
 
     async def _tell(self, graph: str, event: Event) -> None:
@@ -342,7 +372,7 @@ class Keeper:
         if known is None:
             return None
         async with self._store.transaction(graph, write=True) as tx:
-            event = await run(rewind.discard(wall_clock(), epochs), tx)
+            event = await run(rewind.discard(self._clock(), epochs), tx)
         self.happened.append((graph, event))
         return event
 

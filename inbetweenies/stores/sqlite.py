@@ -26,6 +26,7 @@ from msgspec.structs import astuple
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from ..model import Device, Document, Event, Head, Held, Line, Reads, Row, Span, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints
+from .clock import wall_clock
 from .commits import SHARE_MS, Commits, Shared
 from .journal import Journal
 from .keeper import Committed, Keeper
@@ -187,6 +188,7 @@ class SqliteStore:
             which a file that was set back gets what it lacks; True for ``.journal`` beside the file, False for none.
         heads: whether the ends of logs are kept in ``.heads`` beside the file, so that its being set back is noticed.
         discard: the file was set back on purpose: what came after it is to stay away (PROTOCOL 4.12).
+        clock: what this machine takes for the time, in microseconds, when it finds out that the file was set back.
 
     Raises:
         StoreCorrupt: the file is no SQLite database, or a damaged one.
@@ -206,6 +208,7 @@ class SqliteStore:
         journal: Journal | str | os.PathLike[str] | bool = True,
         heads: bool = True,
         discard: bool = False,
+        clock: Callable[[], int] = wall_clock,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
@@ -217,7 +220,7 @@ class SqliteStore:
             kept = Journal(file.with_name(f"{file.name}.journal")) if journal else None
         else:
             kept = journal if isinstance(journal, Journal) else Journal(journal)
-        self._keeper = Keeper(self, file, self._file.lent, journal=kept, heads=heads)
+        self._keeper = Keeper(self, file, self._file.lent, journal=kept, heads=heads, clock=clock)
         self._file.commits.committed = self._keeper.committed
         try:
             self._keeper.start(discard=discard)

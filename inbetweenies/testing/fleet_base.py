@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import LocalProtocolError
-from ..model import Entity, Relationship
+from ..model import Cursor, Entity, Kind, Relationship
 from ..wire import load
 
 T = TypeVar("T")
@@ -91,9 +91,12 @@ class DoneRecord(NamedTuple):
 
 class Pushed(Struct, frozen=True, kw_only=True):
     """What one message asks to be written: rows of v2, records of v1, and of each record the fields that a person
-    changed since its client last agreed with the server on them."""
+    changed since its client last agreed with the server on them. Those of `offered` were in a log that is gone, which
+    parted from the one there is at `common` (PROTOCOL 4.14)."""
 
     rows: tuple[Entity | Relationship, ...] = ()
+    offered: frozenset[tuple[Kind, str, str]] = frozenset()
+    common: Cursor | None = None
     records: tuple[Body, ...] = ()
     touched: Mapping[str, frozenset[str]] = {}
 
@@ -107,7 +110,8 @@ NOTHING: Final = Pushed()
 class World(NamedTuple):
     """What clients may ask of whoever drives them.
 
-    `clock` is true time in microseconds, `told` takes a line for the trace, `broken` reports a broken law.
+    `clock` is true time in microseconds, `told` takes a line for the trace, `broken` reports a broken law. `nonces`
+    makes names that nothing else has, also if a client's disk is copied or put back.
     """
 
     clock: Callable[[], int]
@@ -115,6 +119,7 @@ class World(NamedTuple):
     broken: Callable[[str, str], NoReturn]
     page_rows: int
     batch: int
+    nonces: Callable[[], str] | None = None
 
 
 def short(text: str) -> str:
@@ -165,7 +170,12 @@ class Client(ABC):
         if not self.phase:
             return None
         self.pushed = NOTHING
-        body = self.message()
+        try:
+            body = self.message()
+        except PowerCut:
+            self.world.told(f"{self.name} loses power")
+            self.restart()
+            return None
         self.waiting = True
         return body
 

@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
-from .. import replica
+from .. import replica, rewind
 from ..errors import RemoteProtocolError
 from ..limits import canonical, gate
 from ..model import (
     DIGEST_BITS,
     ENTITY_TYPES,
     Answer,
+    Ask,
+    Cursor,
     Entity,
-    Kind,
     Relationship,
     edge_version,
     format_time,
     make_version,
+    parse_cursor,
     parse_time,
 )
-from ..replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
+from ..replica import Found, Key, Pending, RowKey, State
 from .fleet_base import (
     FIELDS,
     NAMES,
@@ -43,12 +43,14 @@ from .fleet_base import (
     Done,
     JsonClient,
     NoAnswer,
-    PowerCut,
     Pushed,
     World,
     codec,
     short,
 )
+from .fleet_replica import ReplicaStore, whole_of
+
+BEGINNING: Final = Cursor("0", 0, rewind.START)
 
 _decode = msgspec.json.decode
 
@@ -126,144 +128,47 @@ class _V2(Client):
         return f"{act.verb} {short(act.thing)} as {short(row.version)} after [{after}]"
 
 
-class _Image(msgspec.Struct):
-    """What a modern client has on disk."""
-
-    state: State
-    copies: dict[tuple[Kind, str, str, bytes], Copy] = {}
-    pointers: dict[Key, Pointer] = {}
-    pending: dict[int, Pending] = {}
-    marks: int = 0
-
-    def fork(self) -> _Image:
-        return _Image(self.state, dict(self.copies), dict(self.pointers), dict(self.pending), self.marks)
-
-
-class ReplicaStore:
-    """A replica in memory that a power cut cannot tear: every change of it is one transaction."""
-
-    def __init__(self, device: str, user: str) -> None:
-        self.image = _Image(State(device=device, user=user))
-        #: After how many more writes the power fails; None for never.
-        self.power: int | None = None
-
-    @contextmanager
-    def transaction(self) -> Iterator[_Image]:
-        """Changes that are stored together, or not at all."""
-        image = self.image.fork()
-        yield image
-        self.image = image
-
-    def write(self) -> None:
-        """One write reaches the disk, if there is power."""
-        if self.power is not None:
-            self.power -= 1
-            if self.power < 0:
-                self.power = None
-                raise PowerCut
-
-    def edit(self, row: Copy) -> None:
-        """A local change: the row, the pointer to it, and the mark that it waits."""
-        with self.transaction() as image:
-            self._mark(image, row)
-
-    def _mark(self, image: _Image, row: Copy) -> None:
-        image.marks += 1
-        image.copies[*row.key, row.version, row.hash] = row
-        image.pending[image.marks] = Pending(n=image.marks, copy=row)
-        pointer = image.pointers.get(row.key) or Pointer()
-        image.pointers[row.key] = replace(pointer, ours=row.version)
-
-    def pending(self) -> list[Pending]:
-        """What waits, oldest first; what was refused already stands behind the rest, so as not to stop it."""
-        return sorted(self.image.pending.values(), key=lambda item: (item.note is not None, item.n))
-
-    def visible(self, key: Key) -> Copy | None:
-        """What a person sees of `key`."""
-        pointer = self.image.pointers.get(key)
-        if pointer is None or pointer.visible is None:
-            return None
-        for item in reversed(self.image.pending.values()):
-            if item.copy.key == key and item.copy.version == pointer.ours:
-                return item.copy
-        return self.image.copies.get((*key, pointer.visible, pointer.theirs_hash or b""))
-
-    def local(self, answer: Answer, sent: tuple[Pending, ...]) -> Local:
-        """What `replica.absorb` must see."""
-        image = self.image
-        keys, rows = replica.mentions(answer, sent)
-        wanted = set(rows)
-        known: dict[RowKey, bytes] = {}
-        for kind, id_, version, hash_ in image.copies:
-            if (kind, id_, version) in wanted:
-                known[kind, id_, version] = hash_
-        for kind, id_, version in rows:
-            pointer = image.pointers.get((kind, id_))
-            if pointer is not None and pointer.theirs == version and pointer.theirs_hash is not None:
-                known[kind, id_, version] = pointer.theirs_hash
-        marks: dict[Key, tuple[tuple[int, str], ...]] = {}
-        for n, item in image.pending.items():
-            marks[item.copy.key] = (*marks.get(item.copy.key, ()), (n, item.copy.version))
-        return Local(
-            pointers={key: image.pointers[key] for key in keys if key in image.pointers}, known=known, pending=marks
-        )
-
-    def commit(self, absorbed: Absorbed) -> None:
-        """What an answer changes: the cursor belongs to the same transaction as the rows that it covers."""
-        with self.transaction() as image:
-            self.write_rows(image, absorbed)
-            self.write_state(image, absorbed)
-        if absorbed.offer_again:
-            self.offer_again()
-
-    def write_rows(self, image: _Image, absorbed: Absorbed) -> None:
-        """Rows, pointers and marks."""
-        self.write()
-        image.copies.update({(*row.key, row.version, row.hash): row for row in absorbed.copies})
-        self.write()
-        image.pointers.update(absorbed.pointers)
-        self.write()
-        for n in absorbed.cleared:
-            image.pending.pop(n, None)
-        for n, note in absorbed.notes.items():
-            if n in image.pending:
-                image.pending[n] = replace(image.pending[n], note=note)
-
-    def write_state(self, image: _Image, absorbed: Absorbed) -> None:
-        """The cursor."""
-        self.write()
-        image.state = absorbed.state
-
-    def offer_again(self) -> None:
-        """PROTOCOL 10.6: rows that the server did not tell again are offered to it."""
-        with self.transaction() as image:
-            state = image.state
-            digest = state.digest
-            for key, pointer in list(image.pointers.items()):
-                if pointer.theirs is None or pointer.theirs_hash is None or pointer.round >= state.round:
-                    continue
-                row = image.copies[*key, pointer.theirs, pointer.theirs_hash]
-                digest -= int.from_bytes(pointer.theirs_hash, "big")
-                image.pointers[key] = replace(pointer, theirs=None, theirs_hash=None)
-                if pointer.ours is None:
-                    self._mark(image, row)
-            image.state = replace(state, restarting=False, digest=digest % (1 << DIGEST_BITS))
-
-
 class ModernV2(_V2):
-    """Our own client: `inbetweenies.replica` over a store, with features, in pages and batches of few rows."""
+    """Our own client: `inbetweenies.replica` over a store, with features, in pages and batches of few rows.
+
+    The course of its sync is that of `blowing_off.client` and `blowing_off.reconcile`, one message at a time.
+    """
 
     kind = "modern"
     acts = ("create", "rename", "set", "nest", "drop", "delete", "revive", "link", "unlink", "poison")
 
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         super().__init__(name, world, user=user, skew=skew)
-        self.store = ReplicaStore(name, user)
-        self.sent: tuple[Pending, ...] = ()
-        #: Whether the server's log may have been rewound under this client, so that a digest may rightly differ.
+        self.nonces = 0
+        self.store = ReplicaStore(name, user, self.nonce())
+        #: Whether its log was set back since its digest was last that of the server. Then it may differ without a
+        #: reason that a rule knows: what had been replaced in rows that were not told yet is current again.
         self.rewound = False
         #: How many rows the last answer told, and whether it said that there are more.
         self.page, self.more = 0, False
+        self.sent: tuple[Pending, ...] = ()
+        self.forget_sync()
+
+    def forget_sync(self) -> None:
+        """What a sync keeps in memory only."""
+        self.ask = Ask(device="", user="")
+        self.sent = ()
+        self.skip: tuple[tuple[int, int], ...] = ()
+        self.want: tuple[int, ...] = ()
+        self.places: tuple[Cursor, ...] = ()
+        self.common: Cursor | None = None
+        self.discarded = False
+        self.entries: tuple[tuple[bytes, bool], ...] = ()
+        self.prefixes: tuple[str, ...] = ()
+        self.lacking: dict[Key, None] = {}
+        self.compared = self.unblocked = False
+
+    def nonce(self) -> str:
+        """A name that nothing else has."""
+        if self.world.nonces is not None:
+            return self.world.nonces()
+        self.nonces += 1
+        return f"{self.nonces:x}.{self.name}"
 
     def row(self, id_: str) -> Entity | None:
         found = self.store.visible(("entity", id_))
@@ -291,23 +196,54 @@ class ModernV2(_V2):
         self.store.edit(replica.copy_of(edge))
         return f"{act.verb} {edge.id} as {short(edge.version)}"
 
+    # a sync
+
     def begin(self) -> str:
+        self.forget_sync()
         return "sync"
 
     def message(self) -> bytes:
-        ask, self.sent = replica.compose(
-            self.store.image.state,
-            self.store.pending(),
-            page_rows=self.world.page_rows,
-            changes_max=self.world.batch,
-        )
+        state = self.store.image.state
+        self.sent = ()
+        if state.lost:
+            asked = self.places or replica.places(state, self.store.image.places) or (BEGINNING,)
+            self.ask = replica.locating(state, asked, self.nonce())
+        elif self.prefixes:
+            asked_parts, self.prefixes = self.prefixes[: rewind.PARTS_MAX], self.prefixes[rewind.PARTS_MAX :]
+            self.ask = replica.comparing(state, asked_parts, self.nonce())
+        else:
+            self.compose(state)
         rows: list[Entity | Relationship] = []
-        for change in ask.changes:
+        for change in self.ask.changes:
             rows += [change.entity] if change.entity is not None else []
             rows += change.relationships
-        self.pushed = Pushed(rows=tuple(rows))
-        body: bytes = codec(self.wire).ask(ask)
+        self.pushed = Pushed(
+            rows=tuple(rows),
+            offered=self._offered(),
+            common=parse_cursor(self.ask.common or ""),
+        )
+        body: bytes = codec(self.wire).ask(self.ask)
         return body
+
+    def _offered(self) -> frozenset[RowKey]:
+        return frozenset((*item.copy.key, item.copy.version) for item in self.sent if item.offered)
+
+    def compose(self, state: State) -> None:
+        """A message that pushes and pulls."""
+        at = parse_cursor(state.cursor or "")
+        self.skip = tuple(range_ for range_ in self.skip if range_[1] > (0 if at is None else at.seq))
+        wanted, self.want = self.want[: rewind.WANT_MAX], self.want[rewind.WANT_MAX :]
+        self.ask, self.sent = replica.compose(
+            state,
+            () if state.restarting else self.store.pending(),
+            page_rows=self.world.page_rows,
+            changes_max=self.world.batch,
+            request=self.nonce(),
+            skip=self.skip,
+            want=wanted,
+        )
+        if self.ask.pushes is not None:
+            self.store.put_state(replica.attempted(state, self.ask))
 
     def take_in(self, answer: bytes) -> str:
         try:
@@ -315,16 +251,31 @@ class ModernV2(_V2):
             told = codec(self.wire).told(answer)
         except RemoteProtocolError as error:
             raise NoAnswer from error
-        if told.protocol_version != self.wire:
-            raise NoAnswer  # PROTOCOL 5.9
+        if told.protocol_version != self.wire or not replica.believed(told, self.ask):
+            raise NoAnswer  # PROTOCOL 5.9, 10.14
         self.page = sum((change.entity is not None) + len(change.relationships) for change in told.changes)
         self.more = told.more
+        if self.ask.locate is not None:
+            return self.located(told)
+        if self.ask.compare:
+            return self.compares(told)
+        return self.absorb(told, answer)
+
+    def absorb(self, told: Answer, answer: bytes) -> str:
+        """Rows and acks."""
         before = self.store.image
-        absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
-        if (absorbed.differs or absorbed.healed) and not self.rewound:
+        absorbed = replica.absorb(
+            told, self.sent, before.state, self.store.local(told, self.sent), wanted=bool(self.ask.want)
+        )
+        if absorbed.differs and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
+        self.rewound &= absorbed.differs or not absorbed.drained
+        if told.device_forked:
+            self.world.told(f"{self.name} finds out that it is a copy")
+            absorbed = replace(absorbed, state=replica.incarnated(absorbed.state, self.nonce()))
         self.store.commit(absorbed)
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
+        self.unblocked |= any(row.kind == "entity" for row in forgotten)
         for row in forgotten:
             shape: Any = Entity if row.kind == "entity" else Relationship
             self.done.append(Done(msgspec.json.decode(row.body, type=shape)))
@@ -335,24 +286,87 @@ class ModernV2(_V2):
                     "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer.decode()}"
                 )
         self.check()
-        return "sync" if not absorbed.drained or self._unsent() else ""
+        if not absorbed.drained or self._unsent() or self.want or self.store.image.state.lost or self._unblock():
+            return "sync"
+        if absorbed.differs and not self.compared:
+            # PROTOCOL 10.13, once in a sync.
+            self.compared, self.prefixes, self.lacking = True, ("",), {}
+            return "sync"
+        return ""
 
     def _unsent(self) -> bool:
         sent = {item.n for item in self.sent}
         return any(item.note is None and item.n not in sent for item in self.store.image.pending.values())
 
-    def offers(self) -> set[RowKey]:
-        """What it would offer to a server that has lost its log: what waits, and what it takes for current."""
+    def _unblock(self) -> bool:
+        """Whether something waits for an endpoint and another one was taken since."""
+        waiting = {
+            n: item
+            for n, item in self.store.image.pending.items()
+            if item.note is not None and item.note.code == "unknown_endpoint"
+        }
+        if not (self.unblocked and waiting):
+            return False
+        self.unblocked = False
+        with self.store.transaction() as image:
+            image.pending.update({n: replace(item, note=None) for n, item in waiting.items()})
+        return True
+
+    def located(self, told: Answer) -> str:
+        """PROTOCOL 10.9: what is left of the log that was known."""
+        if rewind.FEATURE not in told.features:
+            self.store.put_state(replica.restart(replace(self.store.image.state, lost=False)))
+            return "sync"
+        here, end = parse_cursor(told.common or ""), parse_cursor(told.cursor or "")
+        if not self.places:
+            self.common, self.discarded, self.entries = here, told.discarded, ()
+        elif (0 if here is None else here.seq) != self.places[0].seq:
+            raise NoAnswer  # the log was set back again meanwhile
+        if end is None:
+            raise NoAnswer
+        self.entries += tuple(rewind.entries(told.listing or b""))
+        if told.more:
+            self.places = (end,)
+            return "sync"
+        self.places = ()
+        found = Found(common=self.common, head=end, entries=self.entries, discarded=self.discarded)
+        self.skip = self.store.regain(found)
+        self.rewound = True
+        self.check()
+        return "sync"
+
+    def compares(self, told: Answer) -> str:
+        """PROTOCOL 10.13: where two graphs differ that should not."""
+        if told.resync:
+            self.store.put_state(replace(self.store.image.state, lost=True))
+            return "sync"
+        own = self.store.theirs()
+        for part in told.parts:
+            found = replica.differences(part, own)
+            self.prefixes += found.prefixes
+            self.want += found.want
+            self.lacking.update(dict.fromkeys(found.lacking))
+        if not self.prefixes:
+            self.store.offer(self.lacking)
+            self.lacking = {}
+            self.check()
+        return "sync"
+
+    def holds(self) -> set[RowKey]:
+        """What it would give back to a server that lost it: what waits to be offered again, and what it was told."""
         image = self.store.image
-        told: set[RowKey] = {(*key, pointer.theirs) for key, pointer in image.pointers.items() if pointer.theirs}
-        return told | {(*item.copy.key, item.copy.version) for item in image.pending.values()}
+        waiting = {whole_of(item.copy) for item in image.pending.values() if not item.offered}
+        return {
+            whole[:3] for whole in image.copies if whole not in waiting and image.told.get(whole, 0) != replica.NEVER
+        }
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""
         image = self.store.image
         newest: dict[Key, str] = {}
         for item in image.pending.values():
-            newest[item.copy.key] = item.copy.version
+            if not item.aside:
+                newest[item.copy.key] = item.copy.version
         digest = 0
         for key, pointer in image.pointers.items():
             digest += int.from_bytes(pointer.theirs_hash or b"", "big")
@@ -368,7 +382,7 @@ class ModernV2(_V2):
     def restart(self) -> None:
         super().restart()
         self.store.power = None
-        self.sent = ()
+        self.forget_sync()
         self.check()
 
     @property

@@ -20,6 +20,7 @@ from ..limits import Limits
 from ..model import (
     SEQ_MAX,
     Context,
+    Cursor,
     Entity,
     Head,
     Held,
@@ -32,9 +33,8 @@ from ..model import (
     body_of,
     parse_time,
     row_hash,
-    uuid5,
 )
-from .fleet_base import NOTHING, THINGS, Body, Done, DoneRecord, Pushed, codec
+from .fleet_base import NOTHING, Body, Done, DoneRecord, Pushed, codec
 
 Broken = Callable[[str, str], NoReturn]
 Path = tuple[str, ...]
@@ -144,7 +144,9 @@ class Ledger:
         self._read = read
         self._broken = broken
         self._graph = graph
-        self.head: Head = read(Reads()).head
+        head = read(Reads()).head
+        #: Where what was read so far ends; of a log that is there already nothing was.
+        self.head: Head = Head(epoch=head.epoch) if head.seq else head
         self.rows: list[Row] = []
         self.by_version: dict[tuple[Kind, str, str], Row] = {}
         self.of_id: dict[tuple[Kind, str], list[Row]] = {}
@@ -157,24 +159,26 @@ class Ledger:
 
     # --- reading
 
-    def _is_renamed(self, old: Head, head: Head) -> bool:
-        """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11)."""
-        return self.rewinds and msgspec.structs.replace(head, epoch=old.epoch) == old
+    def _is_renamed(self, old: Head, head: Head, restarted: bool) -> bool:
+        """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11), and if that
+        is noticed when the server starts, nothing is to come before what it knows of (11.3)."""
+        stamp = max(old.stamp, head.stamp) if restarted else head.stamp
+        return self.rewinds and msgspec.structs.replace(old, epoch=head.epoch, stamp=stamp) == head
 
-    def follow(self, pushed: Pushed) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
-        """The rows that came since, checked, and what was current before them."""
+    def follow(self, pushed: Pushed, *, restarted: bool = False) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
+        """The rows that came since, checked, and what was current before them. `restarted`: the server has started, and
+        may have looked at what it keeps outside of the store."""
         before, old = self.current, self.head
-        held = self._read(Reads(span=Span(after=old.seq, upto=SEQ_MAX)))
-        head = held.head
+        head = self._read(Reads()).head
         self.unplaced.update(id_ for record in pushed.records if not self._is_placed(id_ := record["entity_id"]))
         if head.seq == old.seq:
-            if head != old and not self._is_renamed(old, head):
+            if head != old and not self._is_renamed(old, head, restarted):
                 self._broken("11 (all or nothing)", f"the head changed without a row: {old} to {head}")
             self.head = head
             return [], before
         if head.seq < old.seq or (head.epoch != old.epoch and not self.rewinds):
             self._broken("9 (epoch)", f"the log was rewound: {old} to {head}")
-        fresh = self._fresh(held, old.seq, head.seq, pushed)
+        fresh = self._fresh(old.seq, head.seq)
         self.current = dict(before)
         for row in fresh:
             self._append(row)
@@ -210,28 +214,9 @@ class Ledger:
         if listed != expected:
             self._broken("4 (kept)", f"the store has {listed} for current rows; the log says {expected}")
 
-    def _fresh(self, held: Held, after: int, upto: int, pushed: Pushed) -> list[Row]:
-        """The rows after `after`. The port shows current rows; others are asked for by id, version or time."""
-        found = {row.seq: row for row in held.span if row.seq > after}
-        if len(found) < upto - after:
-            records = [record.get("entity_id", "") for record in pushed.records]
-            ids = {*THINGS, *(row.id for row in pushed.rows), *records}
-            edges = {row.id for row in found.values() if row.kind == "edge"}
-            edges.update(id_ for kind, id_ in self.of_id if kind == "edge")
-            # PROTOCOL 8.9: what a v1 record makes.
-            edges.update(uuid5(self._graph, id_ + link) for id_ in records for link in ("home_id", "bridge_id"))
-            held = self._read(Reads(history=tuple(sorted(ids)), edge_history=tuple(sorted(edges))))
-            rows = (*held.history.values(), *held.edge_history.values())
-            found.update({row.seq: row for each in rows for row in each if row.seq > after})
-        for seq in range(after + 1, upto + 1):
-            if seq not in found:
-                span = self._read(Reads(span=Span(after=seq - 1, upto=seq), as_of=seq)).span
-                found.update({row.seq: row for row in span})
-        if len(found) < upto - after:
-            keys: list[tuple[Kind, str, str]] = []
-            for value in pushed.rows:
-                keys += [(kind_of(value), value.id, value.version), (kind_of(value), value.id, _renamed(value))]
-            found.update({row.seq: row for row in self._read(Reads(versions=tuple(keys))).versions.values()})
+    def _fresh(self, after: int, upto: int) -> list[Row]:
+        """The rows after `after`."""
+        found = self._read(Reads(seqs=tuple(range(after + 1, upto + 1)))).seqs
         missing = [seq for seq in range(after + 1, upto + 1) if seq not in found]
         if missing:
             self._broken("4 (kept)", f"rows {missing} of the log cannot be read back")
@@ -263,7 +248,8 @@ class Ledger:
 
     def _check_head(self, head: Head) -> None:
         last = self.rows[-1]
-        if (head.seq, head.chain, head.stamp) != (last.seq, last.chain, last.stamp):
+        late = self.rewinds and head.stamp > last.stamp  # PROTOCOL 11.3
+        if (head.seq, head.chain) != (last.seq, last.chain) or not (head.stamp == last.stamp or late):
             self._broken("8 (cursor)", f"the head {head} does not end in the last row, {last.seq}")
         if head.digest != self.digest % 2**256:
             self._broken("8 (cursor)", f"the digest at {head.seq} is not the sum of the current rows")
@@ -291,6 +277,10 @@ class Ledger:
             ),
             None,
         )
+
+    def renamed(self, kind: Kind, id_: str, version: str) -> bool:
+        """Whether other content under a version that was taken is kept (PROTOCOL 4.4)."""
+        return any(row.version.startswith(version + "#") for row in self.of_id.get((kind, id_), ()))
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""
@@ -395,9 +385,28 @@ class Ledger:
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
         return row.until != row.seq and not sent and row.entity().merged is True
 
+    def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
+        """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
+        if (row.kind, row.id, row.version.partition("#")[0]) not in pushed.offered:
+            return False
+        common = pushed.common
+        return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
+
+    def _chain(self, seq: int) -> bytes | None:
+        """The chain at a place; None after the end."""
+        if seq == 0:
+            return bytes(16)
+        return self.rows[seq - 1].chain if seq <= len(self.rows) else None
+
+    def has(self, place: Cursor) -> bool:
+        """PROTOCOL 4.2: whether a place is of this log."""
+        return self._chain(place.seq) == place.chain
+
     def check_tombstones(self, pushed: Pushed, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]) -> None:
         """PROTOCOL 6.2: a tombstone wins; only a person's edit that follows it brings the entity back."""
         for row, was in self.steps(fresh, before):
+            if self._decided(row, was, pushed):
+                continue
             self._check_tombstone(row, was, merged=self._merges(row, pushed))
 
     def check_losses(
@@ -406,13 +415,11 @@ class Ledger:
         """Law 4: nothing that was written stops counting without a word, and what is told of can be read back."""
         lost = _Lost(answer)
         for id_, version in lost.pairs:
-            if ("entity", id_, version) not in self.by_version and not self._renamed_somewhere(id_, version):
+            if ("entity", id_, version) not in self.by_version and not self.renamed("entity", id_, version):
                 self._broken("4 (kept)", f"the conflict names {id_} {version}, which cannot be read back")
         for row, was in self.steps(fresh, before):
-            self._check_loss(row, was, lost, pushed)
-
-    def _renamed_somewhere(self, id_: str, version: str) -> bool:
-        return any(row.version.startswith(version + "#") for row in self.of_id.get(("entity", id_), ()))
+            if not self._decided(row, was, pushed):
+                self._check_loss(row, was, lost, pushed)
 
     def check_acks(self, pushed: Pushed, answer: Body) -> None:
         """Laws 1 and 3: what is acknowledged is in the log, what is not is refused by name."""

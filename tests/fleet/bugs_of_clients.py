@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies import replica
-from inbetweenies.testing import fleet_base, fleet_clients
+from inbetweenies.testing import fleet_base, fleet_clients, fleet_replica
 from inbetweenies.testing.fleet_base import NoAnswer
 from inbetweenies.testing.simulator import stage
 
@@ -24,8 +24,8 @@ def ack_by_id(patch: Patch) -> None:
     """An ack clears every mark of its id, that of a newer edit too."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Any:
-        result = real(answer, sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        result = real(answer, sent, state, local, **named)
         keys = {(ack.kind, ack.id) for ack in answer.acks or ()}
         cleared = [n for key in keys for n, _ in local.pending.get(key, ())]
         pointers = {key: replace(pointer, ours=None) if key in keys else pointer
@@ -38,13 +38,13 @@ def ack_by_id(patch: Patch) -> None:
 def cursor_before_rows(patch: Patch) -> None:
     """The cursor is stored in a transaction of its own, before the rows that it covers."""
 
-    def commit(self: fleet_clients.ReplicaStore, absorbed: Any) -> None:
+    def commit(self: fleet_replica.ReplicaStore, absorbed: Any) -> None:
         with self.transaction() as image:
             self.write_state(image, absorbed)
         with self.transaction() as image:
             self.write_rows(image, absorbed)
 
-    patch.setattr(fleet_clients.ReplicaStore, "commit", commit)
+    patch.setattr(fleet_replica.ReplicaStore, "commit", commit)
 
 
 def no_pull_guard(patch: Patch) -> None:
@@ -72,8 +72,8 @@ def cleared_by_count(patch: Patch) -> None:
     """As many marks are cleared as were acknowledged, whichever they are."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Any:
-        result = real(answer, sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        result = real(answer, sent, state, local, **named)
         marks = sorted(n for marks in local.pending.values() for n, _ in marks)
         return replace(result, cleared=tuple(marks[: len(answer.acks or ())]))
 
@@ -98,8 +98,8 @@ def full_batch_stays(patch: Patch) -> None:
     """A batch that was full is taken for one that is not through yet, and sent again for ever."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Any:
-        result = real(answer, sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        result = real(answer, sent, state, local, **named)
         if len(sent) < 2:
             return result
         return replace(result, cleared=(), drained=False, pointers={
@@ -134,7 +134,7 @@ def nothing_offered_again(patch: Patch) -> None:
         with self.transaction() as image:
             image.state = replace(image.state, restarting=False)
 
-    patch.setattr(fleet_clients.ReplicaStore, "offer_again", offer_again)
+    patch.setattr(fleet_replica.ReplicaStore, "offer_again", offer_again)
 
 
 def torn_transaction(patch: Patch) -> None:
@@ -144,7 +144,7 @@ def torn_transaction(patch: Patch) -> None:
     def transaction(self: Any) -> Iterator[Any]:
         yield self.image
 
-    patch.setattr(fleet_clients.ReplicaStore, "transaction", transaction)
+    patch.setattr(fleet_replica.ReplicaStore, "transaction", transaction)
 
 
 def unmatched_replies(patch: Patch) -> None:
@@ -182,8 +182,8 @@ def refused_is_forgotten(patch: Patch) -> None:
     """What a server refused is not kept."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Any:
-        result = real(answer, sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        result = real(answer, sent, state, local, **named)
         return replace(result, cleared=(*result.cleared, *result.notes))
 
     patch.setattr(replica, "absorb", absorb)

@@ -6,8 +6,9 @@ from copy import copy
 from typing import Any, Final
 
 from ..fleet_base import Client, World
-from ..fleet_clients import DeployedV2, ModernV2, ReplicaStore
+from ..fleet_clients import DeployedV2, ModernV2
 from ..fleet_ends import KINDS
+from ..fleet_replica import ReplicaStore
 from ..fleet_v1 import V1
 from .clock import Clock
 from .network import Letter
@@ -102,8 +103,6 @@ class Device:
                 client.times = before.times
             if isinstance(client, DeployedV2):
                 client.counter += 1_000 * (self._loads + 10 * self.number)
-            if isinstance(client, ModernV2) and isinstance(before, ModernV2):
-                client.rewound = client.rewound or before.rewound
         self.programs = programs
 
 

@@ -6,21 +6,18 @@ in the middle. A crash leaves the file and its write-ahead log as they are, and 
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
-import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
 from ...stores.sqlite import SqliteStore
 from ..fleet_base import driven
-from .server import FULL, IO, Database
+from .outside import JOURNAL_FAULTS, WeakJournal
+from .server import FULL, IO, Database, Folder
 from .world import SimulatedWorld
 
-#: A RAM disk where there is one: what is looked at here is not how durable a disk is.
-_RAM: Final = Path("/dev/shm")  # noqa: S108 - only ever a folder of its own in it
 _PAGES_MAX: Final = 1_073_741_823
 #: In how many steps of SQLite's machine a statement is broken off at the latest.
 _STEPS_MAX: Final = 600
@@ -30,22 +27,25 @@ class SqliteDatabase(Database):
     """A `SqliteStore` in a folder of its own."""
 
     store: SqliteStore
+    keeps = frozenset({"journal", "heads"})
 
     def __init__(self) -> None:
-        ram = _RAM if _RAM.is_dir() and os.access(_RAM, os.W_OK) else None
-        self._folder = Path(tempfile.mkdtemp(prefix="inbetweenies-", dir=ram))
-        self._files = 0
+        self._folder = Folder()
         self._epochs = 0
         self._faults = 0
         self._connections: list[sqlite3.Connection] = []
-        self._open(None)
+        self._journal: WeakJournal | None = None
 
-    def _open(self, image: bytes | None) -> None:
-        self._files += 1
-        self._path = self._folder / f"{self._files}.db"
-        if image is not None:
-            self._path.write_bytes(image)
-        self.store = SqliteStore(self._path, epochs=self._epoch, on_connect=self._connected)
+    def start(self, clock: Callable[[], int], kept: frozenset[str]) -> None:
+        self._journal = WeakJournal(self._folder.journal) if "journal" in kept else None
+        self.store = SqliteStore(
+            self._folder.database,
+            epochs=self._epoch,
+            on_connect=self._connected,
+            journal=self._journal or False,
+            heads="heads" in kept,
+            clock=clock,
+        )
 
     def _epoch(self) -> str:
         self._epochs += 1
@@ -60,26 +60,38 @@ class SqliteDatabase(Database):
         self._connections.clear()
 
     def reopen(self) -> None:
-        before = self._path
-        self._files += 1
-        self._path = self._folder / f"{self._files}.db"
+        """The file and its log as a dead process leaves them: nothing is closed, nothing is folded back."""
+        left = {}
         for end in ("", "-wal"):
-            # A folder's files as a dead process leaves them: nothing is closed, nothing is folded back.
             with suppress(FileNotFoundError):
-                shutil.copyfile(f"{before}{end}", f"{self._path}{end}")
+                left[end] = Path(f"{self._folder.database}{end}").read_bytes()
         self._abandon()
-        self.store = SqliteStore(self._path, epochs=self._epoch, on_connect=self._connected)
+        self._put(left)
+
+    def _put(self, files: Mapping[str, bytes]) -> None:
+        for end in ("", "-wal", "-shm"):
+            path = Path(f"{self._folder.database}{end}")
+            path.unlink(missing_ok=True)
+            if end in files:
+                path.write_bytes(files[end])
 
     def backup(self) -> bytes:
-        with closing(sqlite3.connect(self._path)) as source, closing(sqlite3.connect(":memory:")) as copy:
+        with closing(sqlite3.connect(self._folder.database)) as source, closing(sqlite3.connect(":memory:")) as copy:
             source.backup(copy)
             return copy.serialize()
 
-    def restore(self, image: bytes) -> None:
+    def restore(self, image: bytes | None) -> None:
         self._abandon()
-        self._open(image)
+        self._put({} if image is None else {"": image})
+
+    def lose(self, what: Iterable[str]) -> None:
+        self._folder.lose(what)
 
     def fail(self, fault: str | None) -> bool:
+        if self._journal is not None and fault in (None, *JOURNAL_FAULTS):
+            self._journal.fault = fault
+        if fault in JOURNAL_FAULTS:
+            return True
         if fault not in (None, FULL, IO):
             return False
         self._faults += fault == IO
@@ -98,7 +110,7 @@ class SqliteDatabase(Database):
 
     def close(self) -> None:
         self._abandon()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 class SqliteWorld(SimulatedWorld):

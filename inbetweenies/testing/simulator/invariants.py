@@ -8,6 +8,7 @@ the code under test.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 import msgspec
 
 from ...merge import CLAMP_US
-from ...model import Entity, Kind, Relationship, Row, parse_cursor, parse_time
+from ...model import Cursor, Entity, Kind, Relationship, Row, parse_cursor, parse_time
+from ...rewind import entries, short
 from ..fleet_base import Body, Done, DoneRecord
 from ..fleet_clients import ModernV2
 from ..fleet_ends import EVERY_RECORD, check_digest, check_end
@@ -23,12 +25,16 @@ from ..fleet_laws import Ledger, kind_of, words
 from ..fleet_v1 import V1
 from .devices import Device
 from .network import Letter, Reply
+from .outside import JOURNAL_FAULTS
 from .server import AFTER, BEFORE
 
 if TYPE_CHECKING:
     from .stage import Stage
 
 _decode = msgspec.json.decode
+
+_CURSOR: Final = re.compile(rb'"cursor":"([^"]*)"')
+_WITNESS: Final = re.compile(rb'"witness":"([^"]*)"')
 
 
 class Served:
@@ -41,7 +47,7 @@ class Served:
         healthy: nothing stood in the way of serving it.
         again: a delivery before had left nothing to be done.
         first: no delivery came before.
-        fresh: the rows that it added; `before` is what was current before them.
+        fresh: the rows that it added; `before` is what was current before them, `epoch` the log's epoch.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Served:
         fault: str | None,
         healthy: bool,
         again: bool,
+        epoch: str,
     ) -> None:
         self.letter = letter
         self.device = device
@@ -68,6 +75,7 @@ class Served:
         self.fault = fault
         self.healthy = healthy
         self.again = again
+        self.epoch = epoch
         self.first = letter.deliveries == 1
 
     @property
@@ -85,6 +93,19 @@ class Served:
         """The answer as JSON."""
         answer: Body = _decode(self.body)
         return answer
+
+    @cached_property
+    def places(self) -> list[Cursor]:
+        """The places of the log that the letter says it comes from (PROTOCOL 4.10)."""
+        if self.letter.kind != ModernV2.kind:
+            return []
+        found = [_WITNESS.search(self.letter.body), _CURSOR.search(self.letter.body)]
+        return [place for each in found if each and (place := parse_cursor(each[1].decode())) is not None]
+
+    @cached_property
+    def strays(self) -> list[Cursor]:
+        """Those that are not of this log."""
+        return [place for place in self.places if not self.ledger.has(place)]
 
     @cached_property
     def in_own_wire(self) -> bool:
@@ -159,7 +180,7 @@ class NoAckedWriteLost(Invariant):
         if lacking is None:
             self.missing.pop(index, None)
         elif "journal" in self.stage.holders:
-            self.broken(f"{device} forgot {lacking}; nor was it in the journal")
+            self.broken(f"{device} forgot {lacking}; the journal did not bring it back")
         else:
             self.missing[index] = False
 
@@ -171,18 +192,18 @@ class NoAckedWriteLost(Invariant):
     def healing(self) -> None:
         if "clients" not in self.stage.holders:
             return
-        offered = {
+        held = {
             (device.graph, *row)
             for device in self.stage.devices.values()
             for client in device.programs
             if isinstance(client, ModernV2)
-            for row in client.offers()
+            for row in client.holds()
         }
         for index in self.missing:
             graph, _, done = self.acked[index]
             if isinstance(done, Done):
                 row = done.row
-                self.missing[index] = (graph, kind_of(row), row.id, row.version) in offered
+                self.missing[index] = (graph, kind_of(row), row.id, row.version) in held
 
     def healed(self) -> None:
         if not self.stage.server.generation:
@@ -193,6 +214,31 @@ class NoAckedWriteLost(Invariant):
                 if self.missing.get(index, True):
                     self.broken(f"{device} forgot {lacking}, though somebody still holds it")
                 self.gone += 1
+
+
+class NothingToldLost(Invariant):
+    sentence = "Whatever a client with a witness was told or had acknowledged, of any author, is in the log at the end."
+    clause = "10.10, 11.4"
+
+    def healed(self) -> None:
+        if "clients" not in self.stage.holders or not self.stage.server.generation:
+            return
+        for device in self.stage.devices.values():
+            for client in device.programs:
+                if isinstance(client, ModernV2):
+                    self._check(device, client)
+
+    def _check(self, device: Device, client: ModernV2) -> None:
+        ledger = self.stage.ledger(device.graph)
+        for kind, id_, version in sorted(client.holds()):
+            known = (kind, id_, version) in ledger.by_version or ledger.renamed(kind, id_, version)
+            if not known and not self._is_hopeless(client, (kind, id_, version)):
+                self.broken(f"{device} holds {kind} {id_} {version}, and the log does not")
+
+    def _is_hopeless(self, client: ModernV2, row: tuple[Kind, str, str]) -> bool:
+        """It was told of an edge, and before it was told of the end the log was lost."""
+        waiting = client.store.image.pending.values()
+        return any(item.note is not None and (*item.copy.key, item.copy.version) == row for item in waiting)
 
 
 class AckAfterCommit(Invariant):
@@ -211,7 +257,8 @@ class AllOrNothingRoutes(Invariant):
     clause = "1.11"
 
     def served(self, served: Served) -> None:
-        refused = served.reply is not None and not served.reply.ok
+        # PROTOCOL 11.1: what the journal could not take may be there, and is not acknowledged.
+        refused = served.reply is not None and not served.reply.ok and served.fault not in JOURNAL_FAULTS
         if served.fresh and (refused or not served.whole):
             self.broken(f"#{served.letter.n} wrote {len(served.fresh)} rows and was answered {served.told}")
         if served.ok and (served.letter.odd or not served.whole):
@@ -227,7 +274,7 @@ class Atomic(Invariant):
             return
         if served.fault == BEFORE and served.fresh:
             self.broken(f"the server died before it committed #{served.letter.n}; {len(served.fresh)} rows are there")
-        if served.fault != AFTER and not served.fresh:
+        if (served.fault != AFTER or served.strays) and not served.fresh:
             return
         for row in served.letter.pushed.rows:
             if not served.ledger.settled(row):
@@ -256,6 +303,9 @@ class Idempotent(Invariant):
 
     def served(self, served: Served) -> None:
         if not (served.again and served.ok):
+            return
+        # What a v1 client says of a log that was put back is compared with what is shown for want of anything better.
+        if served.letter.wire == V1.wire and self.stage.excused(served.device):
             return
         # Of v1, what comes again after others wrote may be kept beside what is current; it must not become current.
         again = [row for row in served.fresh if row.current] if served.letter.wire == V1.wire else served.fresh
@@ -345,6 +395,9 @@ class Clamped(Invariant):
                 parents = (("entity", row.id, parent) for parent in row.entity().parent_versions)
                 known = served.ledger.by_version
                 latest = max([latest, *(known[parent].edit for parent in parents if parent in known)])
+            common = served.letter.pushed.common
+            if row.via and common is not None and 0 < common.seq <= len(served.ledger.rows):
+                latest = max(latest, served.ledger.rows[common.seq - 1].stamp)  # PROTOCOL 4.14
             if row.edit > latest:
                 self.broken(f"{row.id} {row.version} counts as {(row.edit - now) / 1e6:g} s ahead of the server")
 
@@ -355,7 +408,7 @@ class EdgesHaveEnds(Invariant):
 
     def served(self, served: Served) -> None:
         for row in served.fresh:
-            if row.kind == "edge":
+            if row.kind == "edge" and not row.via:
                 edge = row.relationship()
                 for end in (
                     (edge.from_entity_id, edge.from_entity_version),
@@ -363,6 +416,11 @@ class EdgesHaveEnds(Invariant):
                 ):
                     if ("entity", *end) not in served.ledger.by_version:
                         self.broken(f"the edge {row.id} {row.version} is stored, and its end {end} is not")
+            elif row.kind == "edge":
+                # PROTOCOL 4.14: of what comes back the ends' rows may be lost for good, their ids may not.
+                for id_ in (row.from_id, row.to_id):
+                    if ("entity", id_) not in served.ledger.of_id:
+                        self.broken(f"the edge {row.id} {row.version} came back, and its end {id_} is not there")
 
 
 class TimeRises(Invariant):
@@ -382,24 +440,42 @@ _TIME: Final = b'"server_time":"'
 
 
 class RewindNoticed(Invariant):
-    sentence = "A cursor that is not of the log is answered with a resync, and no other is."
-    clause = "1.9, 4.3"
+    sentence = (
+        "Who comes from a log that is not this one is told so, and nobody else; and the log then has another epoch."
+    )
+    clause = "1.9, 4.10, 4.11"
 
     def served(self, served: Served) -> None:
         if not served.ok or served.letter.kind != ModernV2.kind or not served.in_own_wire:
             return
-        found = _CURSOR.search(served.letter.body)
-        cursor = None if found is None else parse_cursor(found[1].decode())
-        if cursor is None:
-            return
-        rows, head = served.ledger.rows, served.ledger.head
-        chain = bytes(16) if cursor.seq == 0 else rows[cursor.seq - 1].chain if cursor.seq <= len(rows) else None
-        known = cursor.epoch == head.epoch and chain == cursor.chain
-        if known is (b'"resync":true' in served.body):
-            self.broken(f"{served.device} is at {cursor}, which is {'' if known else 'not '}of this log: {served.told}")
+        places, strays = served.places, served.strays
+        epoch = served.ledger.head.epoch
+        if any(stray.epoch == served.epoch for stray in strays) == (epoch == served.epoch) and not self._is_known(
+            strays, served
+        ):
+            self.broken(f"{served.device} is at {places}; the log had the epoch {served.epoch}, and has {epoch}")
+        if b'"locate":' in served.letter.body:
+            self._check_located(served)
+        elif bool(strays) is not (b'"resync":true' in served.body):
+            self.broken(f"{served.device} is at {places}, of which {strays} are not of this log: {served.told}")
 
+    def _is_known(self, strays: list[Cursor], served: Served) -> bool:
+        """Whether an epoch that nobody saw here before is a reason to take another one."""
+        return bool(strays) and all(stray.epoch != served.epoch for stray in strays)
 
-_CURSOR: Final = re.compile(rb'"cursor":"([^"]*)"')
+    def _check_located(self, served: Served) -> None:
+        """PROTOCOL 4.13: the place furthest on, and all that follows it."""
+        asked = [parse_cursor(text) for text in _decode(served.letter.body)["locate"]]
+        known = [place.seq for place in asked if place is not None and served.ledger.has(place)]
+        common, told = max(known, default=0), served.told
+        told_common = parse_cursor(told.get("common") or "")
+        if common != (0 if told_common is None else told_common.seq):
+            self.broken(f"{served.device} is told that {told.get('common')} is common; it is row {common}")
+        end = parse_cursor(told["cursor"])
+        listed = entries(b64decode(told["listing"]))
+        rows = served.ledger.rows[common : 0 if end is None else end.seq]
+        if listed != [(short(row.hash), row is served.ledger.current.get((row.kind, row.id))) for row in rows]:
+            self.broken(f"{served.device} is told that {listed} follows on row {common}")
 
 
 class NoDowngrade(Invariant):
@@ -451,7 +527,7 @@ class ReadsAreMonotone(Invariant):
                 continue
             if row.seq < seen.get(key, 0):
                 self.broken(f"{device} shows row {row.seq} of {key[1]} after row {seen[key]}")
-            if row is ledger.current[key]:
+            if row is ledger.current.get(key):
                 seen[key] = row.seq
         self.seen[device.number] = (state, seen)
 
@@ -488,7 +564,7 @@ class Converged(Invariant):
                 self._check_picture(graph, rows)
             v1 = any(isinstance(client, V1) for _, client in clients)
             records = _decode(stage.ask(EVERY_RECORD, graph))["changes"] if v1 else []
-            but = frozenset() if "journal" in stage.holders else frozenset(stage.rewound)
+            but = frozenset(stage.rewound)
             for device, client in clients:
                 if isinstance(client, V1) and stage.excused(device):
                     continue
@@ -542,6 +618,7 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     RewindNoticed,
     NoDowngrade,
     NoAckedWriteLost,
+    NothingToldLost,
     PendingGuard,
     ReadsAreMonotone,
     Bounded,

@@ -65,6 +65,7 @@ class Plot:
             batch=self._between(1, 4),
             things=(1, 2, 2, 3, 4, len(THINGS))[self._below(6)],
             thorough=draw() < 0.1,
+            kept=frozenset(name for name in ("journal", "heads") if draw() < 0.5),
         )
         self._coming: list[tuple[int, int, str, tuple[Any, ...]]] = []
         self._count = 0
@@ -267,7 +268,9 @@ class Plot:
         if self.random.random() < 0.5:
             self._now("backup")
             return False
-        return bool(self._now("restore", self._below(10)))
+        which = -1 if self.random.random() < 0.1 else self._below(10)
+        lost = tuple(name for name in ("journal", "heads") if self.random.random() < 0.2)
+        return bool(self._now("restore", which, lost))
 
     def _do_server_clock_jumps(self) -> bool:
         self._now("clock", -1, self._pick(JUMPS))

@@ -7,11 +7,15 @@ of every holder what was durable. Read `Server`.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from ...errors import RemoteProtocolError, StoreError, StoreFull
 from ...exchange import Reply as Answer
@@ -20,13 +24,14 @@ from ...registry import DOCUMENT, Decision, Decisions, decisions_in, document_of
 from ...store import Store, Transaction
 from ...stores.memory import MemoryStore
 from ..fleet_base import driven
+from .outside import JOURNAL_FAULTS, Crash, KeptMemory, MemoryKeeper, WeakJournal
 
 #: Where a request can meet a fault: see `faults.AT_THE_SERVER`.
 BEFORE, AFTER, FULL, IO = "crash_before_commit", "crash_after_commit", "disk_full", "io_error"
 
 
-class Crash(BaseException):
-    """The server's process is gone. Not an `Exception`: nothing in the product may catch it."""
+#: A RAM disk where there is one: what is looked at here is not how durable a disk is.
+_RAM: Final = Path("/dev/shm")  # noqa: S108 - only ever a folder of its own in it
 
 
 class Handler(Protocol):
@@ -43,6 +48,11 @@ class Database(ABC):
     """The holder that backups are made of. `store` is the open store over it."""
 
     store: Store
+    #: What a server over it can keep outside of it: of ``journal`` and ``heads``.
+    keeps: ClassVar[frozenset[str]] = frozenset()
+
+    def start(self, clock: Callable[[], int], kept: frozenset[str]) -> None:  # noqa: B027 - most keep nothing outside
+        """A server process starts over what is here, and looks at what is `kept` outside."""
 
     @abstractmethod
     def reopen(self) -> None:
@@ -54,7 +64,10 @@ class Database(ABC):
 
     @abstractmethod
     def restore(self, image: Any) -> None:
-        """Put an image in its place and open it; the image can be used again."""
+        """Put an image in its place and open it; the image can be used again. None is an empty one."""
+
+    def lose(self, what: Iterable[str]) -> None:  # noqa: B027 - most keep nothing outside
+        """What is kept outside is gone, too."""
 
     def fail(self, fault: str | None) -> bool:
         """Let the next request meet a fault, or no fault any more. False: the simulator shall raise it instead."""
@@ -64,27 +77,81 @@ class Database(ABC):
         """The history is over."""
 
 
-class MemoryDatabase(Database):
-    """A `MemoryStore`. Its copies hold what was committed."""
+class Folder:
+    """Files of one history."""
 
-    store: MemoryStore
+    def __init__(self) -> None:
+        ram = _RAM if _RAM.is_dir() and os.access(_RAM, os.W_OK) else None
+        self.path = Path(tempfile.mkdtemp(prefix="inbetweenies-", dir=ram))
+        self.database = self.path / "home.db"
+        self.journal = self.path / "home.db.journal"
+
+    def lose(self, what: Iterable[str]) -> None:
+        """Some of what is kept beside the database."""
+        for name in what:
+            shutil.rmtree(self.path / f"home.db.{name}", ignore_errors=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class MemoryDatabase(Database):
+    """A `MemoryStore`. Its copies hold what was committed; journal and ends of logs are real files."""
+
+    keeps = frozenset({"journal", "heads"})
 
     def __init__(self) -> None:
         self._made = 0
-        self.store = MemoryStore(self._epoch)
+        self._folder: Folder | None = None
+        self._journal: WeakJournal | None = None
+        self._inner = KeptMemory(MemoryStore(self._epoch), {})
+        self.store = self._inner.memory
 
     def _epoch(self) -> str:
         self._made += 1
         return f"{self._made:016x}"
 
+    def start(self, clock: Callable[[], int], kept: frozenset[str]) -> None:
+        self.store = self._inner.memory
+        if not kept:
+            return
+        self._folder = self._folder or Folder()
+        self._journal = WeakJournal(self._folder.journal) if "journal" in kept else None
+        self._inner.keeper = MemoryKeeper(
+            self._inner, self._folder.database, journal=self._journal, heads="heads" in kept, clock=clock
+        )
+        self._inner.keeper.start()
+        self.store = self._inner
+
+    def _stop(self) -> None:
+        if self.store is self._inner:
+            self._inner.keeper.close()
+            self._journal = None
+
     def reopen(self) -> None:
-        self.store = self.store.copy()
+        self._stop()
+        self._inner = self._inner.copy()
 
-    def backup(self) -> MemoryStore:
-        return self.store.copy()
+    def backup(self) -> KeptMemory:
+        return self._inner.copy()
 
-    def restore(self, image: MemoryStore) -> None:
-        self.store = image.copy()
+    def restore(self, image: KeptMemory | None) -> None:
+        self._stop()
+        self._inner = KeptMemory(MemoryStore(self._epoch), {}) if image is None else image.copy()
+
+    def lose(self, what: Iterable[str]) -> None:
+        if self._folder is not None:
+            self._folder.lose(what)
+
+    def fail(self, fault: str | None) -> bool:
+        if self._journal is not None and fault in (None, *JOURNAL_FAULTS):
+            self._journal.fault = fault
+        return fault in JOURNAL_FAULTS
+
+    def close(self) -> None:
+        self._stop()
+        if self._folder is not None:
+            self._folder.close()
 
 
 # --- faults in the middle of a request ----------------------------------------------------------------------------
@@ -158,6 +225,7 @@ class Server:
         beside: the other holders by name; a restore does not touch them.
         make: builds the handler under test; called again after each crash and each restore.
         clock: what this machine takes for the time.
+        kept: what is kept outside of the database, of ``journal`` and ``heads``.
     """
 
     def __init__(
@@ -166,18 +234,24 @@ class Server:
         beside: Mapping[str, Any],
         make: Callable[[Store, Callable[[], int], Mapping[str, Any]], Any],
         clock: Callable[[], int],
+        kept: frozenset[str] = frozenset(),
     ) -> None:
         self.database = database
         self.beside = beside
         self.clock = clock
         self._make = make
+        self._kept = kept
         #: How often a backup was put in place.
         self.generation = 0
+        #: How often a process has started.
+        self.starts = 0
         self._switched_off: dict[str, str] = {}
         self._decides = False
         self._boot()
 
     def _boot(self) -> None:
+        self.starts += 1
+        self.database.start(self.clock, self._kept)
         self._faulty = FaultyStore(self.database.store)
         self.handler: Any = self._make(self._faulty, self.clock, self.beside)
         self._all: dict[str, Any] = dict(getattr(self.handler, "handlers", {}))
@@ -217,9 +291,11 @@ class Server:
         self.database.reopen()
         self._boot()
 
-    def restore(self, image: Any) -> None:
-        """The database is replaced by a backup, and the process starts anew over it and what stands beside it."""
+    def restore(self, image: Any, lose: Iterable[str] = ()) -> None:
+        """The database is replaced by a backup, and the process starts anew over it and what stands beside it, less
+        what is lost as well."""
         self.database.restore(image)
+        self.database.lose(lose)
         self.generation += 1
         self._boot()
 

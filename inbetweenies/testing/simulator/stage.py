@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import msgspec
 from msgspec import Struct
 
+from ...errors import StoreError
 from ...model import Head, Held, Reads, format_time
 from ..fleet_base import NOTHING, THINGS, Act, Client, World, short
 from ..fleet_clients import DeployedV2, ModernV2
@@ -48,12 +49,14 @@ class Setting(Struct, frozen=True, kw_only=True):
         page_rows, batch: how much our client asks for and sends at once; few, because that finds more.
         things: how many things there are to edit; few, so that everybody edits the same.
         thorough: whether what costs a lot is checked as well at the end.
+        kept: what the server keeps outside of its database, of ``journal`` and ``heads``.
     """
 
     page_rows: int
     batch: int
     things: int
     thorough: bool
+    kept: frozenset[str] = frozenset()
 
 
 class Broken(AssertionError):
@@ -81,11 +84,14 @@ class Stage:
 
     def __init__(self, world: SimulatedWorld, setting: Setting, tell: Callable[[str], object] | None = None) -> None:
         self.setting = setting
-        self.holders = world.holders
+        database = world.make_database()
+        kept = setting.kept & world.holders & database.keeps
+        #: What can bring a write back: see `SimulatedWorld.holders`. What is lost on the way is none any more.
+        self.holders = (world.holders - {"journal", "heads"}) | (setting.kept & world.holders)
         self.tell = tell
         self.time = START
         self.server_clock = Clock(self._true)
-        self.server = Server(world.make_database(), world.make_beside(), world.process, self.server_clock)
+        self.server = Server(database, world.make_beside(), world.process, self.server_clock, kept)
         self.devices: dict[int, Device] = {}
         self.letters: dict[int, Letter] = {}
         self.script: list[Event] = []
@@ -96,7 +102,12 @@ class Stage:
         self._ledgers: dict[str, Ledger] = {}
         self._backups: list[tuple[Any, dict[str, Ledger]]] = []
         self._extra = 0
+        self._nonces = 0
         self._clocks_ahead: set[int] = set()
+        #: When a v1 device was answered last: the number of the server's start; and those that asked for everything
+        #: again although they hold something, of a server that has started since.
+        self._answered: dict[int, int] = {}
+        self._unheard: set[int] = set()
         self._trace = blake2b(digest_size=16)
         rules = [rule(self) for rule in world.invariants]
         self.rules: dict[type[Invariant], Invariant] = dict(zip(world.invariants, rules, strict=True))
@@ -155,9 +166,11 @@ class Stage:
         It keeps the newer record by a time that a log which was put back knows nothing of; and what it asks for, by its
         own clock, is wrong if its disk is an older one while that clock runs ahead.
         """
-        if self.server.generation and "journal" not in self.holders:
+        if self.rewound:
             return True
-        return device.twinned and device.number in self._clocks_ahead
+        # That a client heard an answer and did not ack it is kept in memory only; so after a restart one that asks for
+        # everything is taken for a new one, and is told nothing of what was deleted (PROTOCOL 8.15).
+        return device.number in self._unheard or (device.twinned and device.number in self._clocks_ahead)
 
     # --- people
 
@@ -173,7 +186,12 @@ class Stage:
             broken=self.broken,
             page_rows=self.setting.page_rows,
             batch=self.setting.batch,
+            nonces=self._nonce,
         )
+
+    def _nonce(self) -> str:
+        self._nonces += 1
+        return f"{self._nonces:08x}{0:08x}"
 
     def on_edit(self, number: int, verb: int, thing: int, value: int) -> None:
         device = self.devices.get(number)
@@ -200,6 +218,8 @@ class Stage:
         if body is None:
             return None
         device.exchange += 1
+        if isinstance(client, V1) and client.phase == "request" and self._looks_new(device, client):
+            self._unheard.add(device.number)
         letter = Letter(n, device.number, device.exchange, client.kind, client.wire, body, client.pushed)
         self.letters[n] = letter
         self._trace.update(body)
@@ -207,6 +227,10 @@ class Stage:
             items = len(letter.pushed.rows) + len(letter.pushed.records)
             self.say(f"{device} sends #{n}: {client.phase}" + (f", {items} changes" if items else ""))
         return letter
+
+    def _looks_new(self, device: Device, client: V1) -> bool:
+        known = self._answered.get(device.number) == self.server.starts
+        return client.last_sync is None and bool(client.records) and not known
 
     def on_odd(self, number: int, n: int) -> Letter | None:
         """A write of a wire version to come."""
@@ -228,6 +252,7 @@ class Stage:
         device, server = self.devices[letter.device], self.server
         ledger = self.ledger(device.graph)
         again = letter.settled == server.generation
+        epoch = ledger.head.epoch
         self.messages += 1
         letter.deliveries += 1
         answer, met = server.serve(damaged(letter.body, damage), device.graph, fault)
@@ -236,6 +261,8 @@ class Stage:
             reply = Reply(answer.body, answer.status == 200, server.generation)
             letter.replies.append(reply)
             self._trace.update(answer.body)
+            if letter.wire == V1.wire:
+                self._answered[device.number] = server.starts
         seq = ledger.head.seq
         fresh, before = ledger.follow(letter.pushed)
         served = Served(
@@ -249,6 +276,7 @@ class Stage:
             fault=fault if met else None,
             healthy=damage is None and not met and server.serves(letter.wire),
             again=again,
+            epoch=epoch,
         )
         if met and fault is not None:
             self.reached[fault] += 1
@@ -257,7 +285,8 @@ class Stage:
         for rule in self._on_served:
             rule.served(served)
         if reply is not None and reply.ok:
-            letter.settled = None if b'"refused":[{' in reply.body else server.generation
+            open_ = b'"refused":[{' in reply.body or b'"resync":true' in reply.body
+            letter.settled = None if open_ else server.generation
         return None if reply is None else len(letter.replies) - 1
 
     def _say_served(self, served: Served, damage: Damage | None, seq: int) -> None:
@@ -336,37 +365,46 @@ class Stage:
         self._backups.append((self.server.database.backup(), forks))
         self.say(f"backup {len(self._backups) - 1} of the database, at {self._heads()}")
 
-    def on_restore(self, which: int) -> bool:
-        """The database is replaced by a backup."""
-        if not self._backups:
+    def on_restore(self, which: int, lose: tuple[str, ...] = ()) -> bool:
+        """The database is replaced by a backup, or by an empty one; and what is kept outside may be lost as well."""
+        if which >= 0 and not self._backups:
             return False
-        which %= len(self._backups)
-        image, forks = self._backups[which]
+        image, forks = self._backups[which % len(self._backups)] if which >= 0 else (None, {})
         old = self._ledgers
-        if "sidecar" not in self.holders:
+        self.holders -= set(lose)
+        if not ("journal" in self.holders or ("heads" in self.holders and which >= 0)):
             # Nobody remembers what time was handed out; whoever restores sets the clock first.
             stamps = [max(ledger.head.stamp, ledger.told) for ledger in old.values()]
             self.server_clock.floor = max([self.server_clock.floor, *(stamp + SECOND for stamp in stamps)])
         self._ledgers = {graph: ledger.fork() for graph, ledger in forks.items()}
-        self.server.restore(image)
-        self.say(f"the database is replaced by backup {which}, at {self._heads()}")
-        self._follow_all()
-        for device in self.devices.values():
-            for client in device.programs:
-                if isinstance(client, ModernV2):
-                    client.rewound = True
+        try:
+            self.server.restore(image, lose)
+        except StoreError:
+            if "journal" in self.holders:
+                raise
+            # A journal that was begun anew is another database's than an older backup; an operator moves it away.
+            lose = (*lose, "journal")
+            self.server.restore(image, lose)
+        self.say(
+            f"the database is replaced by {'an empty one' if which < 0 else f'backup {which % len(self._backups)}'}"
+            + "".join(f", the {name} are gone" for name in lose)
+        )
         for graph, before in old.items():
             ledger = self.ledger(graph)
+            ledger.told = -1  # what comes back does so to the letter
+            ledger.follow(NOTHING, restarted=True)
+            ledger.told = max(ledger.told, before.told)
             gone = [row for row in before.rows if (row.kind, row.id, row.version) not in ledger.by_version]
             self.rewound.update(row.id if row.kind == "entity" else row.from_id for row in gone)
             for rule in self.rules.values():
                 rule.restored(graph, before, ledger)
+        self.say(f"    the log ends at {self._heads()}")
         return True
 
     def _follow_all(self) -> None:
         """The server may have written while it started."""
         for ledger in self._ledgers.values():
-            ledger.follow(NOTHING)
+            ledger.follow(NOTHING, restarted=True)
 
     def _heads(self) -> str:
         return ", ".join(f"{graph}:{ledger.head.seq}" for graph, ledger in self._ledgers.items()) or "nothing"

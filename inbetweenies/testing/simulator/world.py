@@ -29,15 +29,15 @@ class SimulatedWorld:
         faults: the mishaps that may happen, by their names in `faults.FAULTS`.
         invariants: the rules, which are checked after each event or at the end.
         holders: what can bring an acknowledged write back after the database was replaced by an older one:
-            ``database`` itself (for what the backup holds) always; ``journal`` if the build replays one; ``clients``
-            if clients offer again all that they hold; ``sidecar`` if the server's time survives as well. A write is
-            only lost if one of these survived and it did not come back.
+            ``database`` itself (for what the backup holds) always; ``journal`` and ``heads`` if the build keeps them,
+            which is drawn for each history; ``clients`` if they offer again all that they hold. A write is only lost
+            if one of these survived and it did not come back.
     """
 
     kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
     faults: ClassVar[tuple[str, ...]] = tuple(FAULTS)
     invariants: ClassVar[tuple[type[Invariant], ...]] = INVARIANTS
-    holders: ClassVar[frozenset[str]] = frozenset({"database"})
+    holders: ClassVar[frozenset[str]] = frozenset({"database", "journal", "heads", "clients"})
 
     def make_database(self) -> Database:
         """A new, empty database. Called once for each history."""
