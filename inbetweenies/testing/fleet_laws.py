@@ -152,7 +152,7 @@ class Ledger:
         self.of_id: dict[tuple[Kind, str], list[Row]] = {}
         self.current: dict[tuple[Kind, str], Row] = {}
         self.digest = 0
-        #: Entities that stood nowhere when a record of theirs was pushed.
+        #: Entities that stood nowhere when a row of theirs came, or a record of theirs was pushed.
         self.unplaced: set[str] = set()
         #: The newest `server_time` that was handed out.
         self.told = -1
@@ -182,6 +182,8 @@ class Ledger:
         self.current = dict(before)
         for row in fresh:
             self._append(row)
+        # A v1 client may have been shown them in the place of a home since, for want of anything better.
+        self.unplaced.update(row.id for row in fresh if row.kind == "entity" and not self._is_placed(row.id))
         self._check_head(head)
         self.head = head
         return fresh, before
@@ -420,6 +422,13 @@ class Ledger:
         for row, was in self.steps(fresh, before):
             if not self._decided(row, was, pushed):
                 self._check_loss(row, was, lost, pushed)
+        for row in fresh:
+            now = before.get((row.kind, row.id))
+            if row.kind != "edge" or not row.via or row.until == row.seq or now is None:
+                continue
+            if now.edit > row.edit + 1_000_000 and not self._decided(row, now, pushed):
+                # PROTOCOL 4.14: what comes back undoes nothing that was written since.
+                self._broken("4 (kept)", f"{row.id} {row.version} came back in the place of {now.version}")
 
     def check_acks(self, pushed: Pushed, answer: Body) -> None:
         """Laws 1 and 3: what is acknowledged is in the log, what is not is refused by name."""

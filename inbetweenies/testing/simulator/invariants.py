@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
@@ -241,6 +241,35 @@ class NothingToldLost(Invariant):
         return any(item.note is not None and (*item.copy.key, item.copy.version) == row for item in waiting)
 
 
+class NothingDisplaced(Invariant):
+    """Keeps what was current when the database was replaced."""
+
+    sentence = "What was current in a log that is gone, and came back, counts more than what it had taken the place of."
+    clause = "4.14"
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.was: list[tuple[str, Row]] = []
+
+    def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
+        rows = (row for row in old.current.values() if row.kind == "entity" and row.version not in _versions(new, row))
+        self.was += [(graph, row) for row in rows]
+
+    def healed(self) -> None:
+        for graph, row in self.was:
+            ledger = self.stage.ledger(graph)
+            now = ledger.current.get(("entity", row.id))
+            if row.version not in _versions(ledger, row) or (now is not None and now.version == row.version):
+                continue
+            if now is None or now.version in ledger.ancestors(row.id, row.entity().parent_versions):
+                told = None if now is None else now.version
+                self.broken(f"{row.id} {row.version} was current, was lost and came back; now {told} is")
+
+
+def _versions(ledger: Ledger, row: Row) -> set[str]:
+    return {other.version for other in ledger.of_id.get((row.kind, row.id), ())}
+
+
 class AckAfterCommit(Invariant):
     sentence = (
         "What an answer acknowledges is in the log when the answer is made; what it does not, it refuses by name."
@@ -449,6 +478,8 @@ class RewindNoticed(Invariant):
         if not served.ok or served.letter.kind != ModernV2.kind or not served.in_own_wire:
             return
         places, strays = served.places, served.strays
+        if strays and served.fresh:
+            self.broken(f"{served.device} comes from {strays}, and what it pushed was taken")
         epoch = served.ledger.head.epoch
         if any(stray.epoch == served.epoch for stray in strays) == (epoch == served.epoch) and not self._is_known(
             strays, served
@@ -501,6 +532,52 @@ class PendingGuard(Invariant):
     def heard(self, device: Device, letter: Letter, reply: Reply) -> None:
         if isinstance(device.client, ModernV2):
             device.client.check()
+
+
+class CopiesPart(Invariant):
+    """Keeps the last push of each device as the server must remember it, as long as that is certain."""
+
+    sentence = (
+        "A device of which another copy has pushed since it did is told so, nobody else is, and it goes on as another."
+    )
+    clause = "4.16, 10.12"
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.known: dict[tuple[str, str], str] = {}
+
+    def served(self, served: Served) -> None:
+        if (
+            served.letter.kind != ModernV2.kind
+            or not served.letter.pushed.rows
+            or b'"pushes":' not in served.letter.body
+        ):
+            return
+        said = _decode(served.letter.body)
+        key = (served.device.graph, said["device_id"])
+        if not served.ok:
+            self.known.pop(key, None)
+        elif not served.strays:
+            self._check(key, said["pushes"].get("after", ()), said["pushes"]["now"], served)
+
+    def _check(self, key: tuple[str, str], after: Sequence[str], now: str, served: Served) -> None:
+        known = self.known.get(key, "")
+        other = known.partition(":")[0] == now.partition(":")[0] and known not in (now, *after) and "" not in after
+        told = b'"device_forked":true' in served.body
+        if key in self.known and told is not other:
+            self.broken(f"{served.device} pushes {now} after {after}, {known} was before; it is told {told}")
+        if not told:
+            self.known[key] = now
+
+    def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
+        self.known.clear()
+
+    def heard(self, device: Device, letter: Letter, reply: Reply) -> None:
+        client = device.client
+        if isinstance(client, ModernV2) and not client.failed and b'"device_forked":true' in reply.body:
+            said = _decode(letter.body)["pushes"]["now"]
+            if client.store.image.state.incarnation == said.partition(":")[0]:
+                self.broken(f"{device} was told that it is a copy, and goes on as {said}")
 
 
 class ReadsAreMonotone(Invariant):
@@ -619,6 +696,8 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     NoDowngrade,
     NoAckedWriteLost,
     NothingToldLost,
+    NothingDisplaced,
+    CopiesPart,
     PendingGuard,
     ReadsAreMonotone,
     Bounded,

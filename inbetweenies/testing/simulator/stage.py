@@ -507,7 +507,7 @@ class Stage:
         client = device.client
         if client.waiting or client.phase:
             client.give_up()
-        most = 12 + 2 * (len(self.ledger(device.graph).rows) + len(client.pending))
+        most = self._pages(device) + 4
         for _ in range(most):
             self._extra += 1
             letter = self._send(device, -self._extra)
@@ -517,6 +517,17 @@ class Stage:
             if which is None or not self.hear(letter, letter.replies[which]):
                 return
         self.broken("10.2 to 10.6 (settles)", f"{device} is not done after {most} messages")
+
+    def _pages(self, device: Device) -> int:
+        """How many messages it takes to tell all there is to tell, both ways."""
+        client = device.client
+        if not isinstance(client, ModernV2):
+            return 0  # they do not page
+        image = client.store.image
+        pulled = len(self.ledger(device.graph).rows)
+        # What was refused may be said again once the rest is there.
+        pushed = 2 * len(image.pending) + (len(image.copies) if self.server.generation else 0)
+        return -(-pulled // self.setting.page_rows) + -(-pushed // self.setting.batch)
 
     def heal(self) -> None:
         """Everything is in order again: everybody must come to rest, and hold the same."""
