@@ -12,33 +12,25 @@ from importlib import import_module as _import
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import (
-        Blocked,
-        BlowingOffClient,
-        NotConnected,
-        NotFound,
-        NotStorable,
-        Progress,
-        Status,
-        SyncReport,
-        Version,
-    )
+    from .client import BlowingOffClient, NotConnected, NotFound
     from .migration import VersionMigration
+    from .reports import Blocked, Progress, Status, SyncReport, Version
     from .store import ConflictRecord, LocalStore, SyncRunning
     from .transport import BadAnswer, HttpTransport, Refused, Transport, TransportError, Unauthorized, Unreachable
     from .updates.manager import AutoUpdateManager
+    from .values import NotStorable
 
 _HOMES = {
     "AutoUpdateManager": ".updates.manager",
-    "Blocked": ".client",
+    "Blocked": ".reports",
     "BlowingOffClient": ".client",
     "NotConnected": ".client",
     "NotFound": ".client",
-    "NotStorable": ".client",
-    "Progress": ".client",
-    "Status": ".client",
-    "SyncReport": ".client",
-    "Version": ".client",
+    "NotStorable": ".values",
+    "Progress": ".reports",
+    "Status": ".reports",
+    "SyncReport": ".reports",
+    "Version": ".reports",
     "VersionMigration": ".migration",
     "ConflictRecord": ".store",
     "LocalStore": ".store",

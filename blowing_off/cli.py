@@ -47,8 +47,9 @@ from .updates.restart import Restart, go_on
 if TYPE_CHECKING:
     from inbetweenies.model import Entity, Relationship
 
-    from .client import BlowingOffClient, Progress, Version
+    from .client import BlowingOffClient
     from .homekit import Unread
+    from .reports import Progress, Version
     from .store import ConflictRecord, LocalStore
     from .transfer import Tally
     from .updates.manager import AutoUpdateManager
@@ -745,7 +746,7 @@ async def _versions(session: Session, client: BlowingOffClient, id_: str, *, her
 
     from inbetweenies.model import Entity, edit_time
 
-    from .client import Version
+    from .reports import Version
 
     if not here:
         with suppress(InbetweeniesError, TimeoutError):

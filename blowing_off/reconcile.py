@@ -1,7 +1,7 @@
 """The part of a sync that deals with a server whose log is not the one that was known (PROTOCOL 10.9 to 10.13).
 
 Read `Reconciliation.locate`, then `compare`. What an answer means is decided by `inbetweenies.replica`; here is only
-the order of messages, and when to stop. `client._Sync` is one of these.
+the order of messages, and when to stop. `sync.Sync` is one of these.
 """
 
 from __future__ import annotations

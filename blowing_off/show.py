@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from inbetweenies.model import Entity, Relationship
     from inbetweenies.replica import Pending
 
-    from .client import Status, SyncReport, Version
     from .live import Event
+    from .reports import Status, SyncReport, Version
     from .store import ConflictRecord
 
 #: Characters of an id that a table shows at least; more where two ids on it would otherwise look the same.

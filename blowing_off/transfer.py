@@ -22,9 +22,10 @@ from inbetweenies.limits import LIMITS, canonical, checked_decode, gate
 from inbetweenies.model import SOURCE_TYPES, Entity, Refused, Relationship, edge_version, edit_time
 from inbetweenies.replica import Copy, copy_of
 
-from .client import CONTENT_LIMITS, BlowingOffClient
+from .client import BlowingOffClient
 from .homekit import Draft, DraftLink, Import
 from .store import LocalStore
+from .values import CONTENT_LIMITS
 
 LINE_BYTES_MAX: Final = LIMITS.entity_bytes_max + 4096  # a row, its kind, and white space of a person's editor
 BATCH: Final = 100  # rows of one transaction: others who write to this store wait for less than a second

@@ -318,7 +318,7 @@ class _Work:
             self.ack("entity", entity.id, entity.version, "applied" if deleted else "lost_kept")
             return
         base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
-        if base is not None and not base.deleted:
+        if base is not None:
             self.merge(base, current, mine, entity, body, hash_, here, there)
             return
         remote_wins, reason = later(here, there)

@@ -11,7 +11,7 @@ from inbetweenies.model import (
     Conflict,
 )
 
-from ..client import wall_clock
+from ..values import wall_clock
 from .basics import Record
 
 

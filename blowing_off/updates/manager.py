@@ -24,9 +24,9 @@ from inbetweenies import __version__
 from inbetweenies.errors import InbetweeniesError, LocalProtocolError, RemoteProtocolError, clip
 from inbetweenies.wire import load
 
-from ..client import wall_clock
 from ..store import LocalStore
 from ..transport import HttpTransport, Refused, TransportError, origin_of
+from ..values import wall_clock
 from .channel import PLACE_VARIABLE, Channel, Offer, Place, UpdateFailed, channel_for, place_of
 from .check import DISCOVERY_PATH, TOLD_BYTES_MAX, Unknown, Verdict, judge, read_told, release_of, too_old
 from .decide import Ask, Availability, Install, Move, Policy, Tell, UpdateNeeded, decide, kind_of, wanted_for

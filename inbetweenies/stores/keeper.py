@@ -272,9 +272,13 @@ class Keeper:
         before = head.seq
         self._replay(graph, steps)
         head, chains = run_now(self._chains(graph, [step.commit.after.seq for step in steps]))
-        held = [step for step in steps if chains.get(step.commit.after.seq) == step.commit.after.chain]
-        missed = [step for step in steps if not step.void and step not in held]
-        common = max((step.commit.after for step in held), key=lambda place: place.seq, default=NOWHERE)
+        held, missed = [], []
+        for step in steps:
+            if chains.get(step.commit.after.seq) == step.commit.after.chain:
+                held.append(step.commit.after)
+            elif not step.void:
+                missed.append(step)
+        common = max(held, key=lambda place: place.seq, default=NOWHERE)
         self._catch_up(journal, graph, birth, common, head)
         offered = run_now(self._offer(graph, missed, common))
         if head.seq > before or offered:
@@ -289,21 +293,24 @@ class Keeper:
 
     def _replay(self, graph: str, steps: Sequence[Step]) -> None:
         """Commit again, to the letter, what continues the log: then it is as if nothing had happened."""
-        left = list(steps)
+        left: dict[tuple[int, bytes], list[Step]] = {}
+        for step in steps:
+            left.setdefault((step.commit.before.seq, step.commit.before.chain), []).append(step)
         with self._unheard(), suppress(LocalProtocolError):  # what does not fit after all is offered
             while run_now(self._replay_some(graph, left)):
                 pass
 
-    async def _replay_some(self, graph: str, left: list[Step]) -> bool:
+    async def _replay_some(self, graph: str, left: Mapping[tuple[int, bytes], list[Step]]) -> bool:
         """Whether there may be more."""
         async with self._store.transaction(graph, write=True) as tx:
             head = (await tx.read(Reads())).head
             end = head.seq + ROWS_AT_ONCE
             while head.seq < end:
-                step = _next(left, head)
-                if step is None:
+                here = left.get((head.seq, head.chain))
+                if not here:
                     return False
-                left.remove(step)
+                step = _next(here, head)
+                here.remove(step)
                 for writes in writes_of(step.commit, step.fields):
                     await tx.write(writes)
                     head = writes.head or head
@@ -403,12 +410,10 @@ def _steps(segments: Iterable[Segment], graph: str) -> list[Step]:
     return steps
 
 
-def _next(steps: Sequence[Step], head: Head) -> Step | None:
-    """What continues the log: first what was noted at this place, then the commit. Of two lines that begin here the
-    newer one was the truth last."""
-    here = [step for step in steps if (step.commit.before.seq, step.commit.before.chain) == (head.seq, head.chain)]
-    still = [step for step in here if step.commit.after.seq == head.seq]
-    return still[0] if still else here[-1] if here else None
+def _next(here: Sequence[Step], head: Head) -> Step:
+    """Which of those at the end of the log continues it: first what was noted at this place, then the commit. Of two
+    lines that begin here the newer one was the truth last."""
+    return next((step for step in here if step.commit.after.seq == head.seq), here[-1])
 
 
 def _offered(row: Row) -> Change:

@@ -34,9 +34,9 @@ from blowing_off import (
     Unauthorized,
     Unreachable,
 )
-from blowing_off.client import merge_patch
 from blowing_off.store import LocalStore
 from blowing_off.transport import refused
+from blowing_off.values import merge_patch
 from inbetweenies.errors import LocalProtocolError, ServedVersionMismatch, StoreError
 from inbetweenies.limits import Limits
 from inbetweenies.merge import ancestors
@@ -841,7 +841,7 @@ async def test_a_server_that_lies_is_not_asked_for_ever(home: Home, lie: dict[st
 async def test_a_server_that_never_ends_is_left_and_gone_back_to(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     await client_and_lamps(home, 5)
     ann = client_of(home, page_rows=1)
-    monkeypatch.setattr("blowing_off.client.MESSAGES_MAX", 3)
+    monkeypatch.setattr("blowing_off.sync.MESSAGES_MAX", 3)
     first = await ann.sync()
     second = await ann.sync()
 
@@ -1019,7 +1019,7 @@ class Deployed:
         self.asked.append(ask)
         self.now += SECOND
         entities = [change["entity"] for change in ask["changes"] if change.get("entity")]
-        edges = [edge for change in ask["changes"] for edge in change["relationships"]]
+        edges = [edge for change in ask["changes"] for edge in change.get("relationships", ())]
         if any(entity["entity_type"] not in self.TYPES for entity in entities):
             raise refused(500, b"Internal Server Error")
         if any(edge["relationship_type"] not in self.EDGES for edge in edges):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from blowing_off import client as clients
 from blowing_off import recovery, store
+from blowing_off import sync as syncs
 from inbetweenies import engine, replica, rewind
 from inbetweenies.model import Cursor, Held
 from inbetweenies.replica import Absorbed, Known
@@ -56,11 +56,11 @@ def cursor_for_a_witness(patch: Patch) -> None:
         ask, sent = real(*args, **options)
         return replace(ask, witness=None), sent
 
-    patch.setattr(clients, "compose", compose)
+    patch.setattr(syncs, "compose", compose)
 
 
 def any_answer_is_believed(patch: Patch) -> None:
-    patch.setattr(clients, "believed", lambda answer, ask: True)
+    patch.setattr(syncs, "believed", lambda answer, ask: True)
 
 
 def journal_after_the_ack(patch: Patch) -> None:

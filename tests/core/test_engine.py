@@ -8,10 +8,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Raw
 from msgspec.structs import replace
 
-from inbetweenies import engine, merge, model
+from inbetweenies import engine, model
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import Limits
 from inbetweenies.merge import Policy
@@ -302,11 +301,11 @@ def test_only_an_edit_that_names_the_tombstone_brings_an_entity_back() -> None:
     server.push(back)
 
     assert back == server.current("home")
-    # The tombstone is the common ancestor now: there is nothing to merge with, so the later edit wins.
-    rival = entity("home", at(30), {"a": 2}, entity_type="home", parent_versions=(gone.version,))
+    # Whoever brings it back too meets on the tombstone, as two edits of any other row would.
+    rival = entity("home", at(30), {"a": 2, "b": 1}, entity_type="home", parent_versions=(gone.version,))
     response = server.push(rival)
 
-    assert rival == server.current("home")
+    assert {"a": 2, "b": 1} == content(server, "home")
     assert 1 == len(response.conflicts)
 
 
@@ -695,16 +694,14 @@ def test_the_rows_of_one_push_are_read_back_in_one_span() -> None:
     assert ["x1"] == [row.id for row in span]
 
 
-def test_a_merge_base_that_is_a_tombstone_is_no_base() -> None:
-    assert merge.TOMBSTONE_WINS  # the words are part of the protocol's answers
+def test_of_two_who_bring_something_back_neither_undoes_what_the_other_wrote() -> None:
     server = Server()
-    server.push(entity("x", at(0), {"deleted": True}))
-    server.push(entity("x", at(1), {"a": 1}, parent_versions=(at(0),)))
-    response = server.push(entity("x", at(9), {"b": 1}, parent_versions=(at(0),)))
+    server.push(entity("x", at(0), {"deleted": True, "old": 1, "both": 1}))
+    server.push(entity("x", at(1), {"a": 1, "old": 2, "both": 1}, parent_versions=(at(0),)))
+    response = server.push(entity("x", at(9), {"b": 1, "old": 1}, parent_versions=(at(0),)))
 
-    assert {"b": 1} == content(server, "x")
-    assert Raw(b'{"b":1}') == server.current("x").content
-    assert 1 == len(response.conflicts)
+    assert {"a": 1, "b": 1, "old": 2} == content(server, "x")
+    assert () == response.conflicts
 
 
 def test_a_row_that_descends_from_the_current_one_through_a_loser_follows_it() -> None:

@@ -244,7 +244,7 @@ class Sweep:
 @pytest.fixture(autouse=True)
 def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking through all that is installed for wire versions is most of what a sync in memory costs."""
-    monkeypatch.setattr("blowing_off.client.load", installed)
+    monkeypatch.setattr("blowing_off.sync.load", installed)
     monkeypatch.setattr("inbetweenies.router.load", installed)
 
 

@@ -303,7 +303,7 @@ def changed(file: str, before: str, after: str) -> dict[str, str]:
 
 
 def cannot_sync() -> dict[str, str]:
-    return changed("blowing_off/client.py", 'SYNC_PATH: Final = "/api/v1/sync/"', 'SYNC_PATH: Final = "/api/v9/sink/"')
+    return changed("blowing_off/sync.py", 'SYNC_PATH: Final = "/api/v1/sync/"', 'SYNC_PATH: Final = "/api/v9/sink/"')
 
 
 def fails_once_installed() -> dict[str, str]:

@@ -358,6 +358,17 @@ def test_whoever_takes_one_piece_gets_all_of_it() -> None:
 # --- v1 -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_edge_from_home_to_home_dates_neither() -> None:
+    server = Server()
+    homes = [entity(f"h{n}", at(n), {}, entity_type="home") for n in range(4)]
+    server.push(*homes)
+    server.push(edge("odd", homes[3], homes[1], at(9), relationship_type="part_of"))
+    whole, pieces = (V1Client(copy(server, limits)).pull(None, ["homes"]) for limits in (Limits(), SMALL))
+
+    assert effect(whole) == effect(pieces)
+    assert 4 == len(effect(whole))
+
+
 def effect(answer: Any) -> dict[tuple[str, str], Any]:
     """What a client holds that took the changes of an answer one by one; None for what it was told to drop."""
     records: dict[tuple[str, str], Any] = {}

@@ -523,10 +523,13 @@ def test_a_tombstone_comes_back_only_by_an_edit_that_knew_it() -> None:
     blind = lens.apply(edit, Known(fields=fields, base=gone, named=False), graph)
     seeing = lens.apply(edit, Known(fields=fields, base=gone), graph)
 
-    assert blind.change is None
-    assert seeing.change is not None
-    assert seeing.change.entity is not None
-    assert b'{"zigbee":11}' == bytes(seeing.change.entity.content)
+    for made, parents in ((blind, ()), (seeing, (gone.version,))):
+        assert made.change is not None
+        assert made.change.entity is not None
+        assert (parents, b'{"zigbee":11}') == (
+            made.change.entity.parent_versions,
+            bytes(made.change.entity.content),
+        )
 
 
 NESTED = [

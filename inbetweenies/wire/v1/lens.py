@@ -114,7 +114,9 @@ def risen(graph: Graph, row: Row) -> int:
     microsecond a line at least, and so does here what was committed before the newest of them: then the greatest of
     all is greater with each commit.
     """
-    edges = graph.edges.get(row.id) and [*graph.home_edges(row.id), *graph.bridge_edges(row.id)]
+    # A home has no links: what an odd edge from it leads to need not be in the graph.
+    linked = row.entity_type != "home" and row.id in graph.edges
+    edges = [*graph.home_edges(row.id), *graph.bridge_edges(row.id)] if linked else []
     if not edges:
         return row.rise
     own = [row, *edges]
@@ -457,7 +459,8 @@ def _write(edit: Edit, known: Known, draft: Draft) -> Entity | Problem | None:
     if is_deleted(content):
         if edit.path:
             return _unknown(edit, shape.links[0], "expected a device that is not deleted")
-        revived = known.named or edit.entity_id in draft.entities
+        # Of a client that did not know the tombstone it is a write all the same: it loses, and is kept.
+        revived = True
         del content["deleted"]
     for depth in range(1, len(edit.path) + 1):
         if content_at(content, edit.path[:depth]) is None:
