@@ -25,6 +25,7 @@ from ..model import (
     Cursor,
     Entity,
     Relationship,
+    digest_change,
     edge_version,
     format_time,
     make_version,
@@ -48,7 +49,7 @@ from .fleet_base import (
     codec,
     short,
 )
-from .fleet_replica import ReplicaStore, whole_of
+from .fleet_replica import ReplicaStore, Whole, whole_of
 
 BEGINNING: Final = Cursor("0", 0, rewind.START)
 
@@ -144,6 +145,8 @@ class ModernV2(_V2):
         #: Whether its log was set back since its digest was last that of the server. Then it may differ without a
         #: reason that a rule knows: what had been replaced in rows that were not told yet is current again.
         self.rewound = False
+        #: Deletes of what never was: no log holds them.
+        self.noops: set[Whole] = set()
         #: How many rows the last answer told, and whether it said that there are more.
         self.page, self.more = 0, False
         self.sent: tuple[Pending, ...] = ()
@@ -273,6 +276,8 @@ class ModernV2(_V2):
         if told.device_forked:
             self.world.told(f"{self.name} finds out that it is a copy")
             absorbed = replace(absorbed, state=replica.incarnated(absorbed.state, self.nonce()))
+        nothing = {(ack.kind, ack.id, ack.version) for ack in told.acks or () if ack.outcome == "noop_delete"}
+        self.noops |= {whole_of(item.copy) for item in self.sent if (*item.copy.key, item.copy.version) in nothing}
         self.store.commit(absorbed)
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
         self.unblocked |= any(row.kind == "entity" for row in forgotten)
@@ -352,13 +357,29 @@ class ModernV2(_V2):
             self.check()
         return "sync"
 
+    def lose(self, which: int) -> str | None:
+        """Something went wrong here: the server's row of some id is gone. The id, if there was one."""
+        pointers = self.store.image.pointers
+        keys = [key for key, pointer in pointers.items() if pointer.ours is None and pointer.theirs_hash is not None]
+        if not keys:
+            return None
+        key = keys[which % len(keys)]
+        with self.store.transaction() as image:
+            pointer = image.pointers.pop(key)
+            assert pointer.theirs is not None, "it has a hash"
+            assert pointer.theirs_hash is not None, "that was asked above"
+            whole = (*key, pointer.theirs, pointer.theirs_hash)
+            image.copies.pop(whole)
+            image.told.pop(whole, None)
+            image.state = replace(image.state, digest=digest_change(image.state.digest, gone=pointer.theirs_hash))
+        self.rewound = True
+        return key[1]
+
     def holds(self) -> set[RowKey]:
         """What it would give back to a server that lost it: what waits to be offered again, and what it was told."""
         image = self.store.image
         waiting = {whole_of(item.copy) for item in image.pending.values() if not item.offered}
-        return {
-            whole[:3] for whole in image.copies if whole not in waiting and image.told.get(whole, 0) != replica.NEVER
-        }
+        return {whole[:3] for whole in image.copies.keys() - waiting - self.noops}
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""

@@ -486,7 +486,7 @@ class Ledger:
         if lost.names(row.id, row.version.partition("#")[0]):
             return
         base = self.base_of(row)
-        if base is not None and not base.deleted:
+        if base is not None:
             blended = list(blend(document(base), document(before), document(row)))
             if all(value is not ... and _is(at(document(before), path), value) for path, value in blended):
                 return

@@ -14,7 +14,8 @@ import pytest
 from msgspec.structs import replace
 
 from inbetweenies import replica, rewind
-from inbetweenies.model import Cursor, Held
+from inbetweenies.errors import StoreError
+from inbetweenies.model import Cursor, Held, parse_cursor
 from inbetweenies.replica import NEVER, Found, Known
 from inbetweenies.stores import journal
 from inbetweenies.stores.keeper import Committed, Keeper
@@ -150,7 +151,7 @@ def acks_told_with_the_page(patch: Patch) -> None:
     real = replica._heard
 
     def _heard(answer: Any, terminal: Any, rows: Any, wanted: bool) -> Any:
-        page = replica.parse_cursor(answer.cursor or "")
+        page = parse_cursor(answer.cursor or "")
         return [
             (*row[:4], row[4] if page is None else min(row[4], page.seq))
             for row in real(answer, terminal, rows, wanted)
@@ -293,7 +294,7 @@ def journal_full_swallowed(patch: Patch) -> None:
     def append(self: Any, *args: Any, **named: Any) -> None:
         try:
             real(self, *args, **named)
-        except journal.StoreError:
+        except StoreError:
             return
 
     patch.setattr(journal.Journal, "append", append)

@@ -55,6 +55,7 @@ NOW_AND_THEN: Final[Mapping[str, Fault]] = {
     "power_cut": Fault(1.5, "a device loses power while it stores an answer"),
     "device_restore": Fault(1.5, "a device is restored from its own backup"),
     "clone": Fault(1.2, "a device's disk is copied, and both go on under one name"),
+    "forget": Fault(1.0, "a device loses a row that it was told, and nothing tells it so but the digest"),
     "wipe": Fault(0.7, "a device starts again with nothing, under its name"),
     "downgrade": Fault(1.2, "a device runs another program that speaks another wire version, and back"),
 }

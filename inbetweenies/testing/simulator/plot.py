@@ -336,6 +336,9 @@ class Plot:
         self._at(self.stage.time + self._soon(12), "wake", other)
         return True
 
+    def _do_forget(self) -> bool:
+        return bool(self._now("forget", self._any(), self._below(12)))
+
     def _do_wipe(self) -> bool:
         return bool(self._now("wipe", self._any()))
 

@@ -261,7 +261,7 @@ class Stage:
             reply = Reply(answer.body, answer.status == 200, server.generation)
             letter.replies.append(reply)
             self._trace.update(answer.body)
-            if letter.wire == V1.wire:
+            if b'"type":"sync_request"' in letter.body:
                 self._answered[device.number] = server.starts
         seq = ledger.head.seq
         fresh, before = ledger.follow(letter.pushed)
@@ -475,6 +475,16 @@ class Stage:
         self.devices[other] = device.clone(other, self._world(clock), clock)
         self.say(f"{self.devices[other]} is a copy of {device}, its clock shows {format_time(clock(), naive=True)}")
         return True
+
+    def on_forget(self, number: int, which: int) -> bool:
+        """A device does not have a row any more that it was told."""
+        device = self.devices.get(number)
+        if device is None or not isinstance(device.client, ModernV2):
+            return False
+        lost = device.client.lose(which)
+        if lost is not None:
+            self.say(f"{device} has lost {lost}")
+        return lost is not None
 
     def on_wipe(self, number: int) -> bool:
         """A device starts again with nothing."""
