@@ -458,6 +458,28 @@ def test_a_row_that_did_not_stand_for_its_id_is_only_kept(lab: Lab) -> None:
     assert ["peer"] == [row.via for row in lab.held(Reads(history=("lamp",))).history["lamp"] if not row.current]
 
 
+def test_a_row_that_comes_back_before_its_ancestors_is_not_replaced_by_them(lab: Lab) -> None:
+    place = lab.write(lamp(1, on=0))
+    again = lamp(2, lamp(1, on=0), on=1)  # arrives late, from before the log was set back
+    other = lamp(3, again, on=0)
+    newest = lamp(4, other, on=1)
+    lab.write(again)
+    # Its first holder was only told what was current, so that nothing tells here what lies between.
+    lab.offer(newest, common=place)
+    lab.offer(other, newest, common=place)
+
+    assert newest == lab.current("lamp")
+
+
+def test_a_row_that_comes_back_and_says_what_is_there_already_is_no_newer_for_it(lab: Lab) -> None:
+    place = lab.write(lamp(1, on=0))
+    now = lamp(5, lamp(1, on=0), on=1)
+    lab.write(now)
+    lab.offer(lamp(4, lamp(3, on=0), on=1), common=place)
+
+    assert now == lab.current("lamp")
+
+
 def test_a_tombstone_that_was_lost_comes_back(lab: Lab) -> None:
     gone = entity("gone", at(1), {"deleted": True})
     common = lost(lab, gone)
