@@ -306,8 +306,8 @@ class _Work:
         there = merge.Side(version=entity.version, edit=edit, timed=timed)
         deleted = says_deleted(entity.content)
         if merge.alike(mine, entity) or (deleted and current.deleted):
-            # Both made the same change: nobody loses anything. But what comes back may be told before rows that it descends
-            # from, which follow on the current one, and would take its place if the later of both was only kept.
+            # Both made the same change: nobody loses anything. But what comes back may be told before rows that it
+            # descends from, which follow on the current one, and would take its place if the later was only kept.
             again = self.offered and later(here, there)[0]
             self.add_entity(entity, body, hash_, current=again)
             self.ack("entity", entity.id, entity.version, "applied" if again else "superseded")

@@ -21,8 +21,8 @@ from inbetweenies.testing.simulator.shrink import shortest
 from inbetweenies.testing.simulator.stage import Event
 from tests.fleet.mutants import EQUIVALENT, MUTANTS, Plant, kill
 
-#: One of each kind: the commit, the log, merging, versions, the client, the network, the v1 view, a log that was set back:
-#: noticed, located, given back; the journal, a copy of a client.
+#: One of each kind: the commit, the log, merging, versions, the client, the network, the v1 view; a log that was set
+#: back, how that is noticed, what is left, what comes back; the journal, a copy of a client.
 HANDFUL = (
     "ack_before_commit",
     "disk_full_swallowed",

@@ -252,22 +252,24 @@ class NothingDisplaced(Invariant):
         self.was: list[tuple[str, Row]] = []
 
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
-        rows = (row for row in old.current.values() if row.kind == "entity" and row.version not in _versions(new, row))
+        rows = (row for row in old.current.values() if row.kind == "entity" and not _has(new, row))
         self.was += [(graph, row) for row in rows]
 
     def healed(self) -> None:
         for graph, row in self.was:
             ledger = self.stage.ledger(graph)
             now = ledger.current.get(("entity", row.id))
-            if row.version not in _versions(ledger, row) or (now is not None and now.version == row.version):
+            if not _has(ledger, row) or (now is not None and now.version == row.version):
                 continue
             if now is None or now.version in ledger.ancestors(row.id, row.entity().parent_versions):
                 told = None if now is None else now.version
                 self.broken(f"{row.id} {row.version} was current, was lost and came back; now {told} is")
 
 
-def _versions(ledger: Ledger, row: Row) -> set[str]:
-    return {other.version for other in ledger.of_id.get((row.kind, row.id), ())}
+def _has(ledger: Ledger, row: Row) -> bool:
+    """Whether the log has this very row."""
+    held = ledger.by_version.get((row.kind, row.id, row.version))
+    return held is not None and held.hash == row.hash
 
 
 class AckAfterCommit(Invariant):

@@ -103,6 +103,8 @@ class Stage:
         self._backups: list[tuple[Any, dict[str, Ledger]]] = []
         self._extra = 0
         self._nonces = 0
+        #: Whether a graph was made a second time.
+        self._reborn = False
         self._clocks_ahead: set[int] = set()
         #: When a v1 device was answered last: the number of the server's start; and those that asked for everything
         #: again although they hold something, of a server that has started since.
@@ -372,7 +374,9 @@ class Stage:
         image, forks = self._backups[which % len(self._backups)] if which >= 0 else (None, {})
         old = self._ledgers
         self.holders -= set(lose)
-        if not ("journal" in self.holders or ("heads" in self.holders and which >= 0)):
+        # A graph that no backup has is another one when it is made again, which the ends of the old one say nothing of.
+        self._reborn |= any(graph not in forks for graph in old)
+        if not ("journal" in self.holders or ("heads" in self.holders and not self._reborn)):
             # Nobody remembers what time was handed out; whoever restores sets the clock first.
             stamps = [max(ledger.head.stamp, ledger.told) for ledger in old.values()]
             self.server_clock.floor = max([self.server_clock.floor, *(stamp + SECOND for stamp in stamps)])
