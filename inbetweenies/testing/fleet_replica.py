@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy as copied
 from typing import Final
 
 import msgspec
@@ -117,6 +118,12 @@ class ReplicaStore:
         self.image = Image(State(device=device, user=user, incarnation=incarnation))
         #: After how many more writes the power fails; None for never.
         self.power: int | None = None
+
+    def fork(self) -> ReplicaStore:
+        """The same file somewhere else."""
+        other = copied(self)
+        other.image = self.image.fork()
+        return other
 
     @contextmanager
     def transaction(self) -> Iterator[Image]:

@@ -48,9 +48,17 @@ STAGES: Final = {
         50_000,
         command=("-m", "inbetweenies.testing", "simulate", "--store", "sqlite", "--jobs", "2", "--runs", "{count}"),
     ),
+    "simulate-real": Stage(
+        "{count} simulated histories with our own clients instead of models of them",
+        50_000,
+        command=(
+            *("-m", "inbetweenies.testing", "simulate", "--jobs", "2", "--runs", "{count}"),
+            *("--world", "tests.simulator.real_clients:RealClients"),
+        ),
+    ),
     "mutants": Stage(
         "every planted bug, for at most {count} histories each",
-        3_000,
+        1_000,
         command=("-m", "tests.fleet.mutants", "--runs", "{count}"),
     ),
     "fuzz": Stage(

@@ -49,13 +49,7 @@ def cursor_before_rows(patch: Patch) -> None:
 
 def no_pull_guard(patch: Patch) -> None:
     """A pulled row takes the place of an edit that waits."""
-    real = replica._Work.point
-
-    def point(self: Any, key: Any, version: str, hash_: bytes) -> None:
-        real(self, key, version, hash_)
-        self.pointers[key] = replace(self.pointers[key], ours=None)
-
-    patch.setattr(replica._Work, "point", point)
+    patch.setattr(fleet_replica.Image, "newest", lambda self, key: None)
 
 
 def acks_without_versions(patch: Patch) -> None:
@@ -121,8 +115,8 @@ def resync_ignored(patch: Patch) -> None:
     """That a cursor is not of the server's log is no news, and what the server lacks is not offered."""
     real = replica.absorb
 
-    def absorb(answer: Any, sent: Any, state: Any, local: Any) -> Any:
-        return real(replace(answer, resync=False, digest=None), sent, state, local)
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        return real(replace(answer, resync=False, digest=None), sent, state, local, **named)
 
     patch.setattr(replica, "absorb", absorb)
 

@@ -312,31 +312,6 @@ def chain_of_one(patch: Patch) -> None:
     patch.setattr(engine, "next_chain", lambda chain, hash_: model.next_chain(bytes(16), hash_))
 
 
-def chain_unproved(patch: Patch) -> None:
-    """A cursor is believed if the log is long enough: the epoch came back with the backup."""
-
-    def start_of(request: SyncRequest, held: Any) -> tuple[int, bool]:
-        cursor = request.cursor
-        if cursor is not None and cursor.epoch == held.head.epoch and cursor.seq <= held.head.seq:
-            return cursor.seq, False
-        return real(request, held)
-
-    real = engine.start_of
-    patch.setattr(engine, "start_of", start_of)
-
-
-def cursor_from_the_future(patch: Patch) -> None:
-    """Whoever is ahead of the log has nothing to hear."""
-
-    def start_of(request: SyncRequest, held: Any) -> tuple[int, bool]:
-        if request.cursor is not None and request.cursor.seq > held.head.seq:
-            return int(held.head.seq), False
-        return real(request, held)
-
-    real = engine.start_of
-    patch.setattr(engine, "start_of", start_of)
-
-
 def digest_only_grows(patch: Patch) -> None:
     """What is no longer current stays in the sum."""
     patch.setattr(
@@ -425,7 +400,7 @@ def collision_acked(patch: Patch) -> None:
 
 def clock_unclamped(patch: Patch) -> None:
     """An edit from 2099 wins for ever."""
-    patch.setattr(engine, "arrival", lambda version, now: (edit, True) if (edit := model.edit_time(version)) is not None
+    patch.setattr(merge, "arrival", lambda version, now: (edit, True) if (edit := model.edit_time(version)) is not None
                   else (now, False))  # fmt: skip
 
 

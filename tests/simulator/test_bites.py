@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
+from blowing_off.recovery import Recovery
+from inbetweenies.replica import Known
 from inbetweenies.testing.simulator import (
     MemoryDatabase,
     SimulatedWorld,
@@ -20,6 +22,7 @@ from inbetweenies.testing.simulator import (
 from inbetweenies.testing.simulator.shrink import shortest
 from inbetweenies.testing.simulator.stage import Event
 from tests.fleet.mutants import EQUIVALENT, MUTANTS, Plant, kill
+from tests.simulator.real_clients import RealClients
 
 #: One of each kind: the commit, the log, merging, versions, the client, the network, the v1 view; a log that was set
 #: back, how that is noticed, what is left, what comes back; the journal, a copy of a client.
@@ -52,6 +55,11 @@ def test_there_are_enough_bugs_and_each_says_what_it_is() -> None:
     assert len(MUTANTS) >= 40
     assert all(plant.__doc__ for plant in MUTANTS.values())
     assert not set(MUTANTS) & set(EQUIVALENT)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_bug_fits_into_what_it_replaces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS[name](monkeypatch)
 
 
 def first_seed(plant: Plant) -> int:
@@ -146,3 +154,21 @@ def test_a_build_is_held_to_what_it_says_survives_a_restore() -> None:
 
     told = {failure.what.rpartition("; ")[2] for failure in tally.failures if "no acked write lost" in failure.law}
     assert {"the journal did not bring it back"} == told
+
+
+class OursThemselves(Ours, RealClients):
+    """The same with the clients themselves."""
+
+
+def test_a_bug_of_our_own_client_is_seen_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Recovery._known_after
+
+    def known_after(self: Recovery, seq: int) -> list[Known]:
+        return [row for row in real(self, seq) if row.theirs == row.hash]
+
+    monkeypatch.setattr(Recovery, "_known_after", known_after)
+
+    world = OursThemselves()
+    broken = next(found for seed in range(100) if (found := run_seed(world, seed, "small").broken) is not None)
+
+    assert broken.law in ("1.1, 1.9 (no acked write lost)", "10.10, 11.4 (nothing told lost)")

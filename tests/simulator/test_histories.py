@@ -22,6 +22,7 @@ from inbetweenies.testing.simulator import SimulatedWorld, replay, run_seed, run
 from inbetweenies.testing.simulator.disk import SqliteWorld
 from inbetweenies.testing.simulator.faults import AT_THE_SERVER, FAULTS, swarm
 from inbetweenies.testing.simulator.network import damaged
+from tests.simulator.real_clients import RealClients
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Histories in the suite: some ten seconds. `python -m tests.deep simulate` plays a million.
@@ -48,6 +49,13 @@ def test_no_history_over_files_breaks_an_invariant() -> None:
 
     assert [] == tally.failures
     assert {*AT_THE_SERVER, "restore", "crash"} <= set(tally.faults)
+
+
+def test_no_history_of_our_own_clients_breaks_an_invariant() -> None:
+    tally = run_seeds(RealClients(), range(150), "small")
+
+    assert [] == tally.failures
+    assert {"restore", "clone", "device_restore", "forget"} <= set(tally.faults)
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])

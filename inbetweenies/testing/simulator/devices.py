@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
+from inspect import iscoroutine
 from typing import Any, Final
 
 from ..fleet_base import Client, World
@@ -26,7 +28,15 @@ class Device:
     """
 
     def __init__(
-        self, number: int, kinds: tuple[str, ...], user: str, graph: str, world: World, clock: Clock, label: str = ""
+        self,
+        number: int,
+        kinds: tuple[str, ...],
+        user: str,
+        graph: str,
+        world: World,
+        clock: Clock,
+        label: str = "",
+        known: Mapping[str, type[Client]] = KINDS,
     ) -> None:
         self.number = number
         #: What it calls itself on the wire; devices with one disk share it.
@@ -35,6 +45,7 @@ class Device:
         self.graph = graph
         self.clock = clock
         self.world = world
+        self._known = known
         self.programs: list[Client] = [self._install(kind, index) for index, kind in enumerate(kinds)]
         self.running = 0
         self.exchange = 0
@@ -43,7 +54,7 @@ class Device:
         self._loads = 0
 
     def _install(self, kind: str, index: int) -> Client:
-        client = KINDS[kind](self.label, self.world, user=self.user, skew=0)
+        client = self._known[kind](self.label, self.world, user=self.user, skew=0)
         if isinstance(client, ModernV2 | DeployedV2):
             client.counter = index * _COUNT
         return client
@@ -80,7 +91,7 @@ class Device:
     def clone(self, number: int, world: World, clock: Clock) -> Device:
         """Another device with the same disk, and so the same name."""
         kinds = tuple(client.kind for client in self.programs)
-        other = Device(number, kinds, self.user, self.graph, world, clock, self.label)
+        other = Device(number, kinds, self.user, self.graph, world, clock, self.label, self._known)
         other._put([forked(client) for client in self.programs])
         other.running = self.running
         self.twinned = True
@@ -124,8 +135,6 @@ def _forked(value: Any) -> Any:
         return {key: set(each) if isinstance(each, set) else each for key, each in value.items()}
     if isinstance(value, list | set):
         return value.copy()
-    if isinstance(value, ReplicaStore):
-        other = copy(value)
-        other.image = value.image.fork()
-        return other
-    return value
+    if iscoroutine(value):
+        return None  # what a program was about to do is not on its disk
+    return value.fork() if isinstance(value, ReplicaStore) else value

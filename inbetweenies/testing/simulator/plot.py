@@ -229,6 +229,8 @@ class Plot:
 
     def _hear(self, n: int, which: int, damage: Damage | None) -> None:
         if self._now("hear", n, which, damage):
+            if "restore" in self.rates and self.random.random() < 0.05 and self._do_restore():
+                self.stage.reached["restore"] += 1  # in the middle of a sync
             self._at(self.stage.time + 1_000, "go_on", self.stage.letters[n].device)
 
     def _go_on(self, number: int) -> None:

@@ -88,6 +88,7 @@ class Stage:
         kept = setting.kept & world.holders & database.keeps
         #: What can bring a write back: see `SimulatedWorld.holders`. What is lost on the way is none any more.
         self.holders = (world.holders - {"journal", "heads"}) | (setting.kept & world.holders)
+        self._programs = world.programs
         self.tell = tell
         self.time = START
         self.server_clock = Clock(self._true)
@@ -178,7 +179,8 @@ class Stage:
 
     def on_join(self, number: int, kinds: tuple[str, ...], user: str, off: int, graph: str) -> None:
         clock = Clock(self._true, off)
-        self.devices[number] = Device(number, tuple(kinds), user, graph, self._world(clock), clock)
+        world = self._world(clock)
+        self.devices[number] = Device(number, tuple(kinds), user, graph, world, clock, known=self._programs)
         self.say(f"{self.devices[number]} joins in graph {graph}, its clock is off by {off / SECOND:g} s")
 
     def _world(self, clock: Clock) -> World:

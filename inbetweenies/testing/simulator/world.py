@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from ...router import ProtocolFallback, ProtocolHandler
 from ...store import Store
-from ..fleet_base import codec, installed
+from ..fleet_base import Client, codec, installed
 from ..fleet_ends import KINDS
 from .faults import FAULTS
 from .invariants import INVARIANTS, Invariant
@@ -25,7 +25,8 @@ class SimulatedWorld:
     """The build under test, and what is held against it.
 
     Attributes:
-        kinds: the programs that devices may run.
+        kinds: the programs that devices may run, by their names in `programs`.
+        programs: what these are: models of clients, or clients.
         faults: the mishaps that may happen, by their names in `faults.FAULTS`.
         invariants: the rules, which are checked after each event or at the end.
         holders: what can bring an acknowledged write back after the database was replaced by an older one:
@@ -35,6 +36,7 @@ class SimulatedWorld:
     """
 
     kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
+    programs: ClassVar[Mapping[str, type[Client]]] = KINDS
     faults: ClassVar[tuple[str, ...]] = tuple(FAULTS)
     invariants: ClassVar[tuple[type[Invariant], ...]] = INVARIANTS
     holders: ClassVar[frozenset[str]] = frozenset({"database", "journal", "heads", "clients"})
