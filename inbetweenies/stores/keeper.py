@@ -251,7 +251,8 @@ class Keeper:
         births = {name: birth for name, (birth, _) in tips.items()}
         full = {name: graph.birth for name, graph in graphs.items() if graph.head.seq}
         of = next((segment.opening.database for segment in newest if segment.opening is not None), str(self._path))
-        strange = full and not any(births.get(name) == birth for name, birth in full.items())
+        # The one that has rows may be one that the journal never heard of; then an empty one shows whose it is.
+        strange = full and not any(births.get(name) == graph.birth for name, graph in graphs.items())
         clash = any(births.get(name, birth) != birth for name, birth in full.items())
         taken = not full and of != str(self._path) and Path(of).exists()
         if strange or clash or taken:

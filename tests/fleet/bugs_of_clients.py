@@ -121,16 +121,6 @@ def resync_ignored(patch: Patch) -> None:
     patch.setattr(replica, "absorb", absorb)
 
 
-def nothing_offered_again(patch: Patch) -> None:
-    """A restart ends without offering what the server did not tell."""
-
-    def offer_again(self: Any) -> None:
-        with self.transaction() as image:
-            image.state = replace(image.state, restarting=False)
-
-    patch.setattr(fleet_replica.ReplicaStore, "offer_again", offer_again)
-
-
 def torn_transaction(patch: Patch) -> None:
     """Rows, pointers and marks reach the disk one by one."""
 

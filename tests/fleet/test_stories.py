@@ -269,7 +269,6 @@ def test_what_a_v1_client_makes_where_something_was_deleted_is_kept_and_brings_n
         assert "home" not in there.read("x")
 
 
-@pytest.mark.xfail(strict=True, reason="its base is the tombstone that it was never told of, so there is no merge")
 def test_who_never_heard_that_a_home_was_deleted_takes_nothing_from_who_brought_it_back() -> None:
     there = Home()
     v2(there, 1, [], {})

@@ -278,6 +278,23 @@ def test_a_graph_that_the_journal_never_heard_of_is_in_it_after_the_next_start(s
     assert {"e1"} == names(site.held())
 
 
+def test_a_journal_is_known_by_an_empty_graph_if_it_never_heard_of_the_one_that_has_rows(site: Site) -> None:
+    store = site.open()
+    run(read(store, "empty", Reads()))
+    site.close()
+    site.lose("journal")
+    site.open()  # begins another one
+    site.close()
+    [segment] = site.journal.segments()
+    whole = segment.read_bytes()
+    site.write("e1")
+    segment.write_bytes(whole)
+
+    assert {"e1"} == names(site.held())
+    site.set_back(None)
+    assert {"e1"} == names(site.held())
+
+
 def test_a_file_that_was_set_back_is_as_it_was_and_no_cursor_breaks(site: Site) -> None:
     site.write("e1", "e2")
     backup = site.backup()
