@@ -63,6 +63,7 @@ class Plot:
         self.setting = Setting(
             page_rows=self._between(1, 5),
             batch=self._between(1, 4),
+            listing_rows=self._between(2, 12),
             things=(1, 2, 2, 3, 4, len(THINGS))[self._below(6)],
             thorough=draw() < 0.1,
             kept=frozenset(name for name in ("journal", "heads") if draw() < 0.5),

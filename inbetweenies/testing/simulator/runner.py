@@ -11,9 +11,11 @@ from importlib import import_module
 from itertools import islice
 from multiprocessing import get_context
 from typing import Final
+from unittest.mock import patch
 
 from msgspec import Struct
 
+from ... import rewind
 from ...errors import LocalProtocolError
 from .plot import SIZES, Plot
 from .shrink import TRIES_MAX, shortest
@@ -102,8 +104,10 @@ def _played(stage: Stage, perform: Callable[[Stage], None]) -> Played:
     broken: Broken | None = None
     began = time.process_time()
     try:
-        perform(stage)
-        stage.heal()
+        # Tiny listings, as tiny pages, find what large ones hide.
+        with patch.object(rewind, "LISTING_ROWS_MAX", stage.setting.listing_rows):
+            perform(stage)
+            stage.heal()
     except Broken as error:
         broken = error
     except Exception as error:  # noqa: BLE001 - whatever the build under test raises is its failure

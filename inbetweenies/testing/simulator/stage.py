@@ -47,6 +47,7 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     Attributes:
         page_rows, batch: how much our client asks for and sends at once; few, because that finds more.
+        listing_rows: how many rows are listed at once to a client that locates.
         things: how many things there are to edit; few, so that everybody edits the same.
         thorough: whether what costs a lot is checked as well at the end.
         kept: what the server keeps outside of its database, of ``journal`` and ``heads``.
@@ -54,6 +55,7 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     page_rows: int
     batch: int
+    listing_rows: int
     things: int
     thorough: bool
     kept: frozenset[str] = frozenset()
@@ -543,7 +545,9 @@ class Stage:
         pulled = len(self.ledger(device.graph).rows)
         # What was refused may be said again once the rest is there.
         pushed = 2 * len(image.pending) + (len(image.copies) if self.server.generation else 0)
-        return -(-pulled // self.setting.page_rows) + -(-pushed // self.setting.batch)
+        listed = pulled if self.server.generation else 0
+        setting = self.setting
+        return -(-pulled // setting.page_rows) + -(-pushed // setting.batch) + -(-listed // setting.listing_rows)
 
     def heal(self) -> None:
         """Everything is in order again: everybody must come to rest, and hold the same."""
