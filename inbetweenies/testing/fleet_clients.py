@@ -375,11 +375,11 @@ class ModernV2(_V2):
         self.rewound = True
         return key[1]
 
-    def holds(self) -> set[RowKey]:
+    def holds(self) -> set[Whole]:
         """What it would give back to a server that lost it: what waits to be offered again, and what it was told."""
         image = self.store.image
         waiting = {whole_of(item.copy) for item in image.pending.values() if not item.offered}
-        return {whole[:3] for whole in image.copies.keys() - waiting - self.noops}
+        return image.copies.keys() - waiting - self.noops
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""

@@ -196,11 +196,11 @@ class RealModern(ModernV2):
         self.store.clock = lambda: self.now
         super().restart()
 
-    def holds(self) -> set[RowKey]:
+    def holds(self) -> set[Whole]:
         image = self.store.image
         waiting = {whole_of(item.copy) for item in image.pending.values() if not item.offered}
         never = {whole for whole, told in image.told.items() if told == NEVER}
-        return {whole[:3] for whole in image.copies.keys() - waiting - never}
+        return image.copies.keys() - waiting - never
 
     def lose(self, which: int) -> str | None:
         pointers = self.store.image.pointers

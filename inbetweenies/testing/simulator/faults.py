@@ -35,10 +35,10 @@ AT_THE_SERVER: Final[Mapping[str, Fault]] = {
     "crash_after_commit": Fault(0.06, "the server dies between the commit and the answer"),
     "disk_full": Fault(0.05, "the disk is full when the server commits"),
     "io_error": Fault(0.03, "the disk fails the server while it reads or writes"),
-    "crash_before_journal": Fault(0.05, "the server dies between the commit and the journal"),
-    "crash_in_journal": Fault(0.04, "the server dies in the middle of a record of the journal"),
-    "journal_full": Fault(0.04, "there is no room for the journal"),
-    "journal_sync": Fault(0.03, "the journal cannot be made durable"),
+    "crash_before_journal": Fault(0.10, "the server dies between the commit and the journal"),
+    "crash_in_journal": Fault(0.08, "the server dies in the middle of a record of the journal"),
+    "journal_full": Fault(0.10, "there is no room for the journal"),
+    "journal_sync": Fault(0.06, "the journal cannot be made durable"),
 }
 #: From time to time; the rates are shares among those that exist.
 NOW_AND_THEN: Final[Mapping[str, Fault]] = {

@@ -21,7 +21,7 @@ from ...rewind import entries, short
 from ..fleet_base import Body, Done, DoneRecord
 from ..fleet_clients import ModernV2
 from ..fleet_ends import EVERY_RECORD, check_digest, check_end
-from ..fleet_laws import Ledger, kind_of, words
+from ..fleet_laws import Ledger, document, kind_of, same, words
 from ..fleet_v1 import V1
 from .devices import Device
 from .network import Letter, Reply
@@ -192,18 +192,18 @@ class NoAckedWriteLost(Invariant):
     def healing(self) -> None:
         if "clients" not in self.stage.holders:
             return
-        held = {
-            (device.graph, *row)
-            for device in self.stage.devices.values()
-            for client in device.programs
-            if isinstance(client, ModernV2)
-            for row in client.holds()
-        }
+        held: dict[tuple[str, Kind, str, str], list[bytes]] = {}
+        for device in self.stage.devices.values():
+            for client in device.programs:
+                if isinstance(client, ModernV2):
+                    for whole in client.holds():
+                        held.setdefault((device.graph, *whole[:3]), []).append(client.store.image.copies[whole].body)
         for index in self.missing:
             graph, _, done = self.acked[index]
             if isinstance(done, Done):
                 row = done.row
-                self.missing[index] = (graph, kind_of(row), row.id, row.version) in held
+                bodies = held.get((graph, kind_of(row), row.id, row.version), ())
+                self.missing[index] = any(_says(body, row) for body in bodies)
 
     def healed(self) -> None:
         if not self.stage.server.generation:
@@ -214,6 +214,13 @@ class NoAckedWriteLost(Invariant):
                 if self.missing.get(index, True):
                     self.broken(f"{device} forgot {lacking}, though somebody still holds it")
                 self.gone += 1
+
+
+def _says(body: bytes, row: Entity | Relationship) -> bool:
+    """Whether this is the same row, whatever a client did not say of it."""
+    if isinstance(row, Entity):
+        return same(document(msgspec.json.decode(body, type=Entity)), document(row))
+    return same(_decode(body)["properties"], _decode(row.properties))
 
 
 class NothingToldLost(Invariant):
@@ -230,9 +237,9 @@ class NothingToldLost(Invariant):
 
     def _check(self, device: Device, client: ModernV2) -> None:
         ledger = self.stage.ledger(device.graph)
-        for kind, id_, version in sorted(client.holds()):
-            known = (kind, id_, version) in ledger.by_version or ledger.renamed(kind, id_, version)
-            if not known and not self._is_hopeless(client, (kind, id_, version)):
+        for kind, id_, version, hash_ in sorted(client.holds()):
+            there = any(row.hash == hash_ for row in ledger.of_id.get((kind, id_), ()))
+            if not (there or ledger.renamed(kind, id_, version) or self._is_hopeless(client, (kind, id_, version))):
                 self.broken(f"{device} holds {kind} {id_} {version}, and the log does not")
 
     def _is_hopeless(self, client: ModernV2, row: tuple[Kind, str, str]) -> bool:
