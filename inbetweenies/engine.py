@@ -162,6 +162,8 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
         if known is not None:
             if known.hash != (hash_ := row_hash("entity", body_of(entity))):
                 clones.append(("entity", entity.id, beside(entity.version, hash_)))
+            elif change.offered and not known.current and ("entity", entity.id) not in change.aside:
+                contested[entity.id] = None
             continue
         if entity.id in held.entities and heads[entity.id] not in entity.parent_versions:
             contested[entity.id] = None
@@ -249,6 +251,8 @@ class _Work:
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
         if known is not None:
+            if change.offered and known.hash == hash_ and ("entity", entity.id) not in change.aside:
+                self.stand_again(entity, hash_)
             self.seen_again(known, hash_, entity)
             return
         current = self.current.get(("entity", entity.id))
@@ -284,6 +288,17 @@ class _Work:
         self.add_entity(renamed, body, row_hash("entity", body), current=False)
         self.lost(entity, known.version, known.version, f"{merge.VERSION_COLLISION}; kept as {clip(renamed.version)}")
         self.ack("entity", entity.id, entity.version, "lost_kept")
+
+    def stand_again(self, entity: Entity, hash_: bytes) -> None:
+        """PROTOCOL 4.14: what stood for its id came back before what it had taken the place of, and lost to something
+        else; then it stands again, under another version, since a row is never changed."""
+        current = self.current.get(("entity", entity.id))
+        rows, parents = self.lineage(entity.id)
+        again = replace(entity, version=beside(entity.version, hash_))
+        before = merge.ancestors(entity.parent_versions, parents)
+        if again.version not in rows and (current is None or current.version in before):
+            body = body_of(again)
+            self.add_entity(again, body, row_hash("entity", body), current=True)
 
     def contest(self, current: Row, entity: Entity, body: bytes, hash_: bytes) -> None:
         """PROTOCOL 6: the pushed row does not name the current one among its parents."""

@@ -482,6 +482,29 @@ def test_a_row_that_comes_back_and_says_what_is_there_already_is_no_newer_for_it
     assert now == lab.current("lamp")
 
 
+def test_what_lost_before_the_rows_it_descends_from_came_back_stands_again(lab: Lab) -> None:
+    place = lab.write(lamp(9, on=9))
+    one = lamp(1, on=1)
+    newest = lamp(2, one, on=2)
+    lab.write(newest)  # comes late, from whoever was told it before the log was set back
+    assert newest != lab.current("lamp")
+    for _ in range(2):
+        lab.offer(one, newest, common=place)
+
+    now = lab.current("lamp")
+    assert (newest.content, newest.parent_versions) == (now.content, now.parent_versions)
+    assert now.version.startswith(f"{newest.version}#")
+    assert 5 == len(lab.held(Reads(history=("lamp",))).history["lamp"])
+
+
+def test_what_came_back_as_a_row_that_lost_stands_where_nothing_else_does() -> None:
+    lab = Lab()
+    lab.offer(LAMP, aside=True)
+    lab.offer(LAMP)
+
+    assert LAMP.content == lab.current("lamp").content
+
+
 def test_what_two_rows_were_merged_into_may_come_back_before_one_of_them(lab: Lab) -> None:
     place, backup = lab.head.cursor, lab.backup()
     one, other = lamp(1, on=1), after(LAMP, 2, "bob", name="Light")
