@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             progress=None if chosen.json else _Progress(chosen.runs),
         )
         seconds = time.monotonic() - began
-        stories = [] if chosen.no_stories else list(_stories(tally, world))
+        stories = list(_stories(tally, world, short=not chosen.no_stories))
     except LocalProtocolError as error:
         print(error, file=sys.stderr)
         return 2
@@ -95,13 +95,13 @@ class _Progress:
             print(f"{tally.runs:,} of {self._runs:,} histories{failed}", file=sys.stderr, flush=True)
 
 
-def _stories(tally: runner.Tally, world: str | None) -> Iterable[tuple[str, list[str]]]:
+def _stories(tally: runner.Tally, world: str | None, *, short: bool) -> Iterable[tuple[str, list[str]]]:
     seen: set[str] = set()
     for failure in tally.failures:
         again = report.repeat(failure, world)
         story = None
         # One story for each invariant is enough; to make one short takes seconds.
-        if failure.law not in seen and failure.law != runner.NOT_REPEATABLE:
+        if short and failure.law not in seen and failure.law != runner.NOT_REPEATABLE:
             story = runner.shortest_story(runner.find_world(world), failure.seed, failure.size)
         seen.add(failure.law)
         yield again, list(report.told(story)) if story else [f"broken: {failure.law}", f"        {failure.what}"]
