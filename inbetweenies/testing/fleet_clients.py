@@ -272,13 +272,13 @@ class ModernV2(_V2):
         )
         if absorbed.differs and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
-        self.rewound &= absorbed.differs or not absorbed.drained
         if told.device_forked:
             self.world.told(f"{self.name} finds out that it is a copy")
             absorbed = replace(absorbed, state=replica.incarnated(absorbed.state, self.nonce()))
         nothing = {(ack.kind, ack.id, ack.version) for ack in told.acks or () if ack.outcome == "noop_delete"}
         self.noops |= {whole_of(item.copy) for item in self.sent if (*item.copy.key, item.copy.version) in nothing}
         self.store.commit(absorbed)
+        self.rewound &= absorbed.differs or not absorbed.drained
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
         self.unblocked |= any(row.kind == "entity" for row in forgotten)
         for row in forgotten:
@@ -365,10 +365,11 @@ class ModernV2(_V2):
             return None
         key = keys[which % len(keys)]
         with self.store.transaction() as image:
-            pointer = image.pointers.pop(key)
+            pointer = image.pointers[key]
             assert pointer.theirs is not None, "it has a hash"
             assert pointer.theirs_hash is not None, "that was asked above"
             whole = (*key, pointer.theirs, pointer.theirs_hash)
+            image.pointers[key] = replace(pointer, theirs=None, theirs_hash=None)
             image.copies.pop(whole)
             image.told.pop(whole, None)
             image.state = replace(image.state, digest=digest_change(image.state.digest, gone=pointer.theirs_hash))

@@ -120,7 +120,8 @@ class RealStore(ReplicaStore):
     def drop(self, key: Key, pointer: Pointer) -> None:
         """The server's row of an id is gone."""
         with self.file.transaction():
-            self.file._db.execute("DELETE FROM pointers WHERE kind = ? AND id = ?", key)
+            gone = "UPDATE pointers SET theirs = NULL, theirs_hash = NULL WHERE kind = ? AND id = ?"
+            self.file._db.execute(gone, key)
             row = (*key, pointer.theirs, pointer.theirs_hash)
             self.file._db.execute("DELETE FROM copies WHERE kind = ? AND id = ? AND version = ? AND hash = ?", row)
             state = self.client.state

@@ -409,20 +409,21 @@ class NothingMadeUp(Invariant):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
-        self.known: dict[tuple[str, Kind, str, str], Entity | Relationship] = {}
+        #: What was pushed under each version; of copies of a device that may be more than one.
+        self.known: dict[tuple[str, Kind, str, str], list[Entity | Relationship]] = {}
 
     def served(self, served: Served) -> None:
         if not served.fresh:
             return
         graph, pushed = served.device.graph, served.letter.pushed
         for value in pushed.rows:
-            self.known[graph, kind_of(value), value.id, value.version] = value
+            self.known.setdefault((graph, kind_of(value), value.id, value.version.partition("#")[0]), []).append(value)
         records = {record["entity_id"] for record in pushed.records}
         for row in served.fresh:
-            value_ = self.known.get((graph, row.kind, row.id, row.version.partition("#")[0]))
-            if value_ is not None and served.ledger.says(row, value_):
+            values = self.known.get((graph, row.kind, row.id, row.version.partition("#")[0]), ())
+            if any(served.ledger.says(row, value) for value in values):
                 continue
-            if row.kind == "entity" and row.entity().merged is True and value_ is None:
+            if row.kind == "entity" and row.entity().merged is True and not values:
                 continue  # a merge, whose every value is looked at where it is made
             if (row.id if row.kind == "entity" else row.from_id) not in records:
                 self.broken(f"{row.kind} {row.id} {row.version} is in graph {graph}, and nobody wrote it there")
