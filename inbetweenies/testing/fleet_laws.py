@@ -389,7 +389,7 @@ class Ledger:
 
     def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
         """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
-        if (row.kind, row.id, row.version.partition("#")[0]) not in pushed.offered:
+        if not pushed.offered & {(row.kind, row.id, name) for name in (row.version, row.version.partition("#")[0])}:
             return False
         common = pushed.common
         return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
