@@ -364,6 +364,7 @@ class Idempotent(Invariant):
         for letter in list(self.stage.letters.values()):
             if letter.pushed and letter.settled == self.stage.server.generation:
                 self.stage.deliver(letter)
+        self.stage.settle()
 
 
 class NoResurrection(Invariant):
