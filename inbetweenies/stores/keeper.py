@@ -161,14 +161,19 @@ class Keeper:
         return commit_of(one.graph, one.birth, end, one.head.cursor, (writes,))
 
     def _opening(self) -> Opening:
-        heads = {name: (known.birth, known.head.cursor) for name, known in self._graphs().items()}
-        return Opening(str(self._path), heads)
+        # As far as the journal holds them: what is about to be written after this may never be.
+        ends_ = {
+            name: (known.birth, self._behind.get(name, known.head.cursor)) for name, known in self._graphs().items()
+        }
+        return Opening(str(self._path), {name: end for name, end in ends_.items() if end[1] != NOWHERE})
 
     def _catch_up(self, journal: Journal, graph: str, birth: str, end: Cursor, head: Head) -> None:
         """Put into the journal what the log holds after `end`, where it ends there."""
         if end.seq < head.seq:
             missed = self._missed(Committed(graph=graph, birth=birth, before=end, head=head, writes=()), end)
+            self._behind[graph] = end
             journal.append([missed], opening=self._opening, durable=True)
+            del self._behind[graph]
 
     async def _between(self, graph: str, after: int, head: Head) -> Writes:
         async with self._store.transaction(graph, write=False) as tx:

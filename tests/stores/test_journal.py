@@ -278,6 +278,20 @@ def test_a_graph_that_the_journal_never_heard_of_is_in_it_after_the_next_start(s
     assert {"e1"} == names(site.held())
 
 
+def test_a_segment_that_was_begun_says_nothing_of_what_was_to_be_written_to_it(site: Site) -> None:
+    disk = Disk()
+    store = site.open(journal=Journal(f"{site.path}.journal", segment_bytes=1, sync=disk))
+    run(commit(store, "g", entity("e1")))
+    disk.error = OSError(5, "input/output error")
+    with pytest.raises(StoreError, match="kept outside as well"):
+        run(commit(store, "g", entity("e2")))
+    site.close()
+    site.open()  # another process, which is sent e2 again, and finds it
+    site.set_back(None)
+
+    assert {"e1", "e2"} == names(site.held())
+
+
 def test_a_journal_is_known_by_an_empty_graph_if_it_never_heard_of_the_one_that_has_rows(site: Site) -> None:
     store = site.open()
     run(read(store, "empty", Reads()))
