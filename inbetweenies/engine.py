@@ -49,7 +49,7 @@ from .model import (
     row_hash,
     says_deleted,
 )
-from .pieces import carriers_of, ends, filtered, fitting, span_of
+from .pieces import carried, carriers_of, ends, filtered, fitting, span_of
 
 DEFAULT_POLICY: Final = Policy()
 DEFAULT_LIMITS: Final = Limits()
@@ -168,6 +168,8 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
         if known is not None:
             if known.hash != (hash_ := row_hash("entity", body_of(entity))):
                 clones.append(("entity", entity.id, beside(entity.version, hash_)))
+            elif change.offered and not known.current and ("entity", entity.id) not in change.aside:
+                deep[entity.id] = None
             continue
         if entity.id in held.entities and heads[entity.id] not in entity.parent_versions:
             deep[entity.id] = None
@@ -261,6 +263,8 @@ class _Work:
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
         if known is not None:
+            if change.offered and known.hash == hash_ and ("entity", entity.id) not in change.aside:
+                self.stand_again(entity, hash_)
             self.seen_again(known, hash_, entity)
             return
         current = self.current.get(("entity", entity.id))
@@ -297,6 +301,17 @@ class _Work:
         self.lost(entity, known.version, known.version, f"{merge.VERSION_COLLISION}; kept as {clip(renamed.version)}")
         self.ack("entity", entity.id, entity.version, "lost_kept")
 
+    def stand_again(self, entity: Entity, hash_: bytes) -> None:
+        """PROTOCOL 4.14: what stood for its id came back before what it had taken the place of, and lost to something
+        else; then it stands again, under another version, since a row is never changed."""
+        current = self.current.get(("entity", entity.id))
+        rows, parents = self.lineage(entity.id)
+        again = replace(entity, version=beside(entity.version, hash_))
+        before = merge.ancestors(entity.parent_versions, parents)
+        if again.version not in rows and (current is None or current.version in before):
+            body = body_of(again)
+            self.add_entity(again, body, row_hash("entity", body), current=True)
+
     def contest(self, current: Row, entity: Entity, body: bytes, hash_: bytes) -> None:
         """PROTOCOL 6: the pushed row does not name the current one among its parents."""
         rows, parents = self.lineage(entity.id)
@@ -318,9 +333,11 @@ class _Work:
         there = merge.Side(version=entity.version, edit=edit, timed=timed)
         deleted = says_deleted(entity.content)
         if merge.alike(mine, entity) or (deleted and current.deleted):
-            # Both made the same change: nobody loses anything.
-            self.add_entity(entity, body, hash_, current=False)
-            self.ack("entity", entity.id, entity.version, "superseded")
+            # Both made the same change: nobody loses anything. But what comes back may be told before rows that it
+            # descends from, which follow on the current one, and would take its place if the later was only kept.
+            again = self.offered and later(here, there)[0]
+            self.add_entity(entity, body, hash_, current=again)
+            self.ack("entity", entity.id, entity.version, "applied" if again else "superseded")
             return
         if deleted != current.deleted:
             # PROTOCOL 6.2: only an edit that names the tombstone brings the entity back.
@@ -727,7 +744,7 @@ def _answer(request: SyncRequest, held: Held, decision: Decision, limits: Limits
     carriers: dict[str, Row] = {}
     if not request.features or filters != (None, None):
         carriers = yield from carriers_of(rows)
-    rows = filtered(rows, carriers, *filters)
+    rows = filtered(rows if request.features else carried(rows, carriers), carriers, *filters)
     sent = _sent(request, decision)
     rows = [row for row in rows if (row.kind, row.id, row.version) not in sent]
     device = held.device or Device()

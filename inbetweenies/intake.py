@@ -72,7 +72,9 @@ def check_edge(edge: Relationship, pointer: str, limits: Limits) -> Refused | No
         ("id", edge.id, limits.id_bytes_max),
         ("version", edge.version or "-", limits.version_bytes_max),
         ("from_entity_id", edge.from_entity_id, limits.id_bytes_max),
+        ("from_entity_version", edge.from_entity_version, limits.version_bytes_max),
         ("to_entity_id", edge.to_entity_id, limits.id_bytes_max),
+        ("to_entity_version", edge.to_entity_version, limits.version_bytes_max),
         ("relationship_type", edge.relationship_type, limits.id_bytes_max),
     )
     return _check(fields, edge, pointer)

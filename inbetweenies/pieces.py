@@ -72,6 +72,14 @@ def carriers_of(rows: Collection[Row]) -> Plan[dict[str, Row]]:
     return (yield Reads(entities=lacking)).entities if lacking else {}
 
 
+def carried(rows: Iterable[Row], carriers: Mapping[str, Row]) -> list[Row]:
+    """`rows` without edges whose `from` entity has no current row, since all that it had was lost (PROTOCOL 4.14): only
+    peers with features can be told of such."""
+    listed = list(rows)
+    there = {row.id for row in listed if row.kind == "entity"} | carriers.keys()
+    return [row for row in listed if row.kind == "entity" or row.from_id in there]
+
+
 # --- how much at a time -------------------------------------------------------------------------------------------
 
 
@@ -110,7 +118,7 @@ def piece(response: SyncResponse, unread: Unread, after: int, limits: Limits) ->
     found = (yield Reads(entities=tuple(ids))).entities if ids else {}
     filters = unread.entity_types, unread.modified_by
     things = filtered((row for row in rows if row.kind == "entity"), {}, *filters)
-    carriers = filtered((found[id_] for id_ in ids if found[id_].seq <= unread.after), {}, *filters)
+    carriers = filtered((row for row in found.values() if row.seq <= unread.after), {}, *filters)
     leaving = (yield Reads(edges_from=tuple(row.id for row in (*things, *carriers)))).edges_from
 
     def edges_of(row: Row) -> list[Row]:

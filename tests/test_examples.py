@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples import fuzz_handler, v3
+from examples import fuzz_handler, simulate_server, v3
 from examples.own_store import Commit, JsonLinesStore
 from inbetweenies import ProtocolFallback, ProtocolHandler, StoreError
 from inbetweenies.model import Head, Reads
@@ -230,6 +230,21 @@ def test_fuzz_handler_tells_the_story_of_a_hasty_one(capsys: pytest.CaptureFixtu
     assert out.startswith("law ")
     assert "what happened:\n    1 " in out
     assert issubclass(BrokenLaw, AssertionError)
+
+
+# --- simulating ---------------------------------------------------------------------------------------------------
+
+
+def test_simulate_server_finds_nothing_in_an_honest_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 == simulate_server.main()
+    assert capsys.readouterr().out.startswith("300 histories, ")
+
+
+def test_simulate_server_tells_the_story_of_a_forgetful_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 1 == simulate_server.main("forgetful")
+    out = capsys.readouterr().out
+    assert out.startswith("broken: ")
+    assert "joins in graph default" in out
 
 
 # --- a wire version of one's own ----------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def restore(backup: Path, db: Path, *, journal: Path | None = None, discard: boo
     kept = Journal(journal or journal_of(db))
     with part_of(real) as part:
         manifest = _copied(backup, part)
-        births = {mark.graph: mark.birth for mark in manifest.graphs if mark.seq}
-        refuse_strange(db.absolute(), kept, births, kept.newest())
+        graphs = {mark.graph: (mark.birth, mark.seq) for mark in manifest.graphs}
+        refuse_strange(db.absolute(), kept, graphs, kept.newest())
         with exclusive(real):
             discarded = _discarded(part, db, kept) if discard else ()
             with told(f"put a restored database at {db}"):

@@ -167,7 +167,7 @@ class Segment(Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    """A journal in `folder`, made when something is first written to it.
+    """A journal in `folder`, made when something is first written to it, or when it is begun.
 
     Args:
         segment_bytes: after so many a new segment is begun.
@@ -211,6 +211,16 @@ class Journal:
                 # What this file holds is not known any more, and asking for it to be durable again would not help.
                 self._doubtful = True
                 raise
+
+    def begin(self, opening: Callable[[], Opening]) -> None:
+        """Begin a segment that says how everything stands, before there is a commit that is to be found here.
+
+        Raises:
+            StoreFull, StoreError: it could not be written.
+        """
+        with self._lock, self._border("write to"):
+            self._doubtful = True
+            self._current(opening)
 
     def _current(self, opening: Callable[[], Opening]) -> int:
         """The segment to write to: the newest there is, whoever made it, or if that is full the next one."""

@@ -93,13 +93,23 @@ class Keeper:
         heads: whether the ends of logs are kept beside the file.
     """
 
-    def __init__(self, store: Store, path: Path, lend: Lend, *, journal: Journal | None, heads: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        lend: Lend,
+        *,
+        journal: Journal | None,
+        heads: bool,
+        clock: Callable[[], int] = wall_clock,
+    ) -> None:
         self.journal = journal
         self.heads = Heads(path) if heads else None
         self.happened: list[tuple[str, Event]] = []  # at the start, by graph
         self._store = store
         self._path = path
         self._lend = lend
+        self._clock = clock
         self._silent = False
         self._behind: dict[str, Cursor] = {}  # how far the journal holds graphs of which it could not take a commit
 
@@ -151,21 +161,25 @@ class Keeper:
         return commit_of(one.graph, one.birth, end, one.head.cursor, (writes,))
 
     def _opening(self) -> Opening:
-        heads = {name: (known.birth, known.head.cursor) for name, known in self._graphs().items()}
-        return Opening(str(self._path), heads)
+        # As far as the journal holds them: what is about to be written after this may never be.
+        ends_ = {
+            name: (known.birth, self._behind.get(name, known.head.cursor)) for name, known in self._graphs().items()
+        }
+        return Opening(str(self._path), {name: end for name, end in ends_.items() if end[1] != NOWHERE})
 
     def _catch_up(self, journal: Journal, graph: str, birth: str, end: Cursor, head: Head) -> None:
         """Put into the journal what the log holds after `end`, where it ends there."""
         if end.seq < head.seq:
             missed = self._missed(Committed(graph=graph, birth=birth, before=end, head=head, writes=()), end)
+            self._behind[graph] = end
             journal.append([missed], opening=self._opening, durable=True)
+            del self._behind[graph]
 
     async def _between(self, graph: str, after: int, head: Head) -> Writes:
         async with self._store.transaction(graph, write=False) as tx:
             rows = (await tx.read(Reads(seqs=tuple(range(after + 1, head.seq + 1))))).seqs
-        with self._lend("read a log") as connection:
-            closed = connection.execute(_CLOSED, (graph, after, head.seq)).fetchall()
-        return Writes(rows=tuple(rows[seq] for seq in sorted(rows)), closed=tuple(closed), head=head)
+        closed = self._closed(graph, after, head.seq)
+        return Writes(rows=tuple(rows[seq] for seq in sorted(rows)), closed=closed, head=head)
 
     # --- the start
 
@@ -182,8 +196,8 @@ class Keeper:
         tips = ends(newest)  # before the database is looked at, so that it cannot be behind them by chance
         graphs = self._graphs()
         if self.journal is not None:
-            births = {name: graph.birth for name, graph in graphs.items() if graph.head.seq}
-            refuse_strange(self._path, self.journal, births, newest)
+            held = {name: (graph.birth, graph.head.seq) for name, graph in graphs.items()}
+            refuse_strange(self._path, self.journal, held, newest)
         ends_ = () if self.heads is None else self.heads.all()
         if discard:
             for graph in sorted({*graphs, *tips, *(end.graph for end in ends_)}):
@@ -192,6 +206,7 @@ class Keeper:
         if self.journal is not None:
             for graph, (birth, tip) in tips.items():
                 self._compare(self.journal, graph, birth, tip)
+            self._complete(self.journal, newest, {name: graphs[name] for name in sorted(graphs.keys() - tips)})
         for end in ends_:
             run_now(self._notice(end))
         if self.heads is not None:
@@ -199,6 +214,15 @@ class Keeper:
                 self.heads.keep_journal(self.journal.folder)
             for graph, known in self._graphs().items():
                 self.heads.put(graph, known.birth, known.head.cursor, known.head.stamp)
+
+    def _complete(self, journal: Journal, newest: Iterable[Segment], strange: Mapping[str, Known]) -> None:
+        """Put into the journal all that it never heard of; or begin it."""
+        if all(segment.opening is None for segment in newest):
+            journal.begin(self._opening)
+            return
+        # When it began it was told of all that was there: a process died over the first commits of these.
+        for graph, known in strange.items():
+            self._catch_up(journal, graph, known.birth, NOWHERE, known.head)
 
     def _graphs(self) -> dict[str, Known]:
         with self._lend("read the heads of graphs") as connection:
@@ -211,10 +235,19 @@ class Keeper:
             for name, birth, epoch, seq, chain, stamp, digest in found
         }
 
+    def _adopt(self, graph: str, birth: str, epoch: str) -> None:
+        """Make a graph, or one that is empty anew: an empty one has nothing to lose."""
+        with self._lend("make a graph") as connection:
+            connection.execute(_ADOPT, (graph, epoch, birth))
+
+    def _closed(self, graph: str, after: int, upto: int) -> tuple[tuple[int, int], ...]:
+        """The rows up to `after` whose place was taken after that and up to `upto`, in that order."""
+        with self._lend("read a log") as connection:
+            return tuple(connection.execute(_CLOSED, (graph, after, upto)).fetchall())
+
     def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor) -> None:
         """Give a graph what the journal holds beyond it, and the journal what it missed."""
-        with self._lend("make a graph") as connection:
-            connection.execute(_ADOPT, (graph, tip.epoch, birth))  # an empty one has nothing to lose
+        self._adopt(graph, birth, tip.epoch)
         head, chains = run_now(self._chains(graph, (tip.seq,)))
         if chains.get(tip.seq) == tip.chain:
             # So it is always, but for a process that died between the commit and the journal.
@@ -235,7 +268,7 @@ class Keeper:
         offered = run_now(self._offer(graph, missed, common))
         if head.seq > before or offered:
             told: dict[str, str | int] = {"after": before, "rows": head.seq - before, "offered": offered}
-            now = wall_clock()
+            now = self._clock()
             run_now(self._tell(graph, Event(kind="replay", key=f"{now} {before}", at=now, told=told)))
 
     async def _chains(self, graph: str, seqs: Iterable[int]) -> tuple[Head, dict[int, bytes]]:
@@ -276,7 +309,7 @@ class Keeper:
             some = tuple(changes[start : start + OFFERED_AT_ONCE])
             request = SyncRequest(device=DEVICE, user="", changes=some, common=common, pull=False)
             async with self._store.transaction(graph, write=True) as tx:
-                await run(engine.serve(request, Context(graph=graph, now=wall_clock())), tx)
+                await run(engine.serve(request, Context(graph=graph, now=self._clock())), tx)
         return (await self._chains(graph, ()))[0].seq - before
 
     async def _notice(self, end: End) -> None:
@@ -286,12 +319,14 @@ class Keeper:
             return  # another graph of that name
         async with self._store.transaction(end.graph, write=True) as tx:
             held = await tx.read(Reads(chains=(end.cursor.seq,)))
-            if rewind.holds(held, end.cursor):
-                return
-            fork = rewind.forked(held.head, at=wall_clock(), seen=end.cursor, by="the files beside the database")
             # Deployed clients know no more than a time: none of what comes is to be before what they have heard of.
-            head = replace(held.head, epoch=str(fork.told["epoch"]), stamp=max(held.head.stamp, end.stamp))
-            await tx.write(Writes(head=head, events=(fork,)))
+            head = replace(held.head, stamp=max(held.head.stamp, end.stamp))
+            if rewind.holds(held, end.cursor):
+                if head != held.head:  # set back once more, to what it had been set back to before
+                    await tx.write(Writes(head=head))
+                return
+            fork = rewind.forked(held.head, at=self._clock(), seen=end.cursor, by="the files beside the database")
+            await tx.write(Writes(head=replace(head, epoch=str(fork.told["epoch"])), events=(fork,)))
         self.happened.append((end.graph, fork))
 
     async def _tell(self, graph: str, event: Event) -> None:
@@ -329,14 +364,16 @@ class Keeper:
         if known is None:
             return None
         async with self._store.transaction(graph, write=True) as tx:
-            event = await run(rewind.discard(wall_clock(), epochs), tx)
+            event = await run(rewind.discard(self._clock(), epochs), tx)
         self.happened.append((graph, event))
         return event
 
 
-def refuse_strange(path: Path, journal: Journal, full: Mapping[str, str], newest: Sequence[Segment]) -> None:
-    """A journal and a database know each other by the births of graphs: those that hold something, in `full`. An empty
-    database takes any journal, but not that of a database that is there.
+def refuse_strange(
+    path: Path, journal: Journal, graphs: Mapping[str, tuple[str, int]], newest: Sequence[Segment]
+) -> None:
+    """A journal and a database know each other by the births of `graphs`, which come with how many rows they have. An
+    empty database takes any journal, but not that of a database that is there.
 
     Raises:
         StoreError: the journal is of another one than the database at `path`.
@@ -345,7 +382,9 @@ def refuse_strange(path: Path, journal: Journal, full: Mapping[str, str], newest
     if not births:
         return
     of = next((segment.opening.database for segment in newest if segment.opening is not None), str(path))
-    strange = full and not any(births.get(name) == birth for name, birth in full.items())
+    full = {name: birth for name, (birth, rows) in graphs.items() if rows}
+    # The one that has rows may be one that the journal never heard of; then an empty one shows whose it is.
+    strange = full and not any(births.get(name) == birth for name, (birth, _) in graphs.items())
     clash = any(births.get(name, birth) != birth for name, birth in full.items())
     taken = not full and of != str(path) and Path(of).exists()
     if strange or clash or taken:

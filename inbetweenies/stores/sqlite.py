@@ -26,6 +26,7 @@ from msgspec.structs import astuple
 from ..errors import LocalProtocolError, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from ..model import Device, Document, Event, Head, Held, Line, Reads, Row, Span, Writes
 from . import BUSY_TIMEOUT_MS, DEVICE_HINTS_MAX, EVENTS_MAX, BaseTransaction, DeviceHints
+from .clock import wall_clock
 from .commits import SHARE_MS, Commits, Shared
 from .journal import Journal
 from .keeper import Committed, Keeper
@@ -191,6 +192,7 @@ class SqliteStore:
         heads: whether the ends of logs are kept in ``.heads`` beside the file, so that its being set back is noticed.
         discard: the file was set back on purpose: what came after it is to stay away (PROTOCOL 4.12).
         beside: the database of which journal and ends of logs are, if it is not this file: this one takes its place.
+        clock: what this machine takes for the time, in microseconds, when it finds out that the file was set back.
 
     Raises:
         StoreCorrupt: the file is no SQLite database, or a damaged one.
@@ -211,6 +213,7 @@ class SqliteStore:
         heads: bool = True,
         discard: bool = False,
         beside: Path | None = None,
+        clock: Callable[[], int] = wall_clock,
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             raise LocalProtocolError("expected the path of a file; use MemoryStore for a store in memory")
@@ -223,7 +226,7 @@ class SqliteStore:
             kept = Journal(of.with_name(f"{of.name}.journal")) if journal else None
         else:
             kept = journal if isinstance(journal, Journal) else Journal(journal)
-        self._keeper = Keeper(self, of, self._file.lent, journal=kept, heads=heads)
+        self._keeper = Keeper(self, of, self._file.lent, journal=kept, heads=heads, clock=clock)
         self._file.commits.committed = self._keeper.committed
         try:
             self._keeper.start(discard=discard)

@@ -28,26 +28,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from msgspec import Struct
 
 from ..errors import LocalProtocolError
-from ..model import Held, Kind, Reads, format_time, parse_time
+from ..model import Held, Kind, Reads, format_time
 from ..router import ProtocolFallback, ProtocolHandler
 from ..store import Store
 from ..stores.memory import MemoryStore
-from .fleet_clients import (
-    THINGS,
-    V1,
-    Act,
-    Body,
-    Client,
-    DeployedV2,
-    KittenKong,
-    ModernV2,
-    Unknown,
-    World,
-    codec,
-    installed,
-    short,
-)
-from .fleet_laws import Ledger, Pushed, pushed_by, same, time_told
+from .fleet_base import NOTHING, THINGS, Act, Body, Client, Pushed, World, codec, driven, installed, short
+from .fleet_clients import DeployedV2, ModernV2
+from .fleet_ends import EVERY_RECORD, KINDS, check_digest, check_end
+from .fleet_laws import Ledger, same, time_told
+from .fleet_v1 import V1, Unknown
 
 __all__ = ["BrokenLaw", "Handler", "MixedFleet"]
 
@@ -56,10 +45,6 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
 
-#: Every kind of client there is, by name.
-KINDS: Final[dict[str, type[Client]]] = {
-    client.kind: client for client in (ModernV2, DeployedV2, KittenKong, V1, Unknown)
-}
 SECOND: Final = 1_000_000
 START: Final = 1_790_000_000 * SECOND
 #: What the server's clock may do between two events: mostly small steps; it may stand still and step back.
@@ -115,9 +100,8 @@ class Letter(Struct, eq=False):
     sender: Client
     exchange: int
     body: bytes
+    pushed: Pushed = NOTHING
     deliveries: int = 0
-    #: For a v1 push: the fields of each record that a person changed.
-    touched: dict[str, frozenset[str]] = {}
     #: Whether the last delivery left nothing to be done by another one.
     settled: bool = False
 
@@ -154,13 +138,7 @@ class MixedFleet(RuleBasedStateMachine):
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine. Override it for servers that need an event loop."""
-        try:
-            coroutine.send(None)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        coroutine.close()
-        raise LocalProtocolError("the coroutine waited for something: override MixedFleet.run")
+        return driven(coroutine)
 
     # --- set up
 
@@ -171,7 +149,7 @@ class MixedFleet(RuleBasedStateMachine):
         self.clock = START
         self.store = self.make_store()
         self.handler = self.make_handler(self.store, lambda: self.clock)
-        self.ledger = None if self.store is None else Ledger(self._read, self.broken)
+        self.ledger = None if self.store is None else Ledger(self._read, self.broken, self.graph)
         self.clients: list[Client] = []
         self.exchanges: dict[str, int] = {}
         self.things: tuple[str, ...] = tuple(THINGS)
@@ -251,10 +229,10 @@ class MixedFleet(RuleBasedStateMachine):
 
         return self.run(read())
 
-    def serve(self, body: bytes) -> Body:
+    def serve(self, body: bytes) -> bytes:
         """What the server says to `body`."""
         self.tape.append((self.clock, body))
-        return self.run(self.handler.handle_sync_request(_decode(body)))
+        return _encode(self.run(self.handler.handle_sync_request(_decode(body))))
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -265,16 +243,16 @@ class MixedFleet(RuleBasedStateMachine):
             self.failed = True
             raise
 
-    def _deliver(self, letter: Letter) -> Body:
+    def _deliver(self, letter: Letter) -> bytes:
         """One delivery of a message, and every law that can be seen to hold after it."""
         with self._watched():
             return self._delivered(letter)
 
-    def _delivered(self, letter: Letter) -> Body:
+    def _delivered(self, letter: Letter) -> bytes:
         message: Body = _decode(letter.body)
-        pushed = pushed_by(message) if self.ledger else Pushed()
         before = None if self.ledger else self.picture()
-        answer = self.serve(letter.body)
+        body = self.serve(letter.body)
+        answer: Body = _decode(body)
         letter.deliveries += 1
         refusal = answer.get("code", "?") if "error" in answer else None
         self.tell(f"#{letter.n} reaches the server: {refusal or outline(answer)}")
@@ -282,7 +260,8 @@ class MixedFleet(RuleBasedStateMachine):
             self._check_outside(letter, refusal, before)
         elif self.ledger is not None:
             seq = self.ledger.head.seq
-            fresh, current = self.ledger.follow(pushed)
+            fresh, current = self.ledger.follow(letter.pushed)
+            self.ledger.check_listing()
             if fresh:
                 self.tell(f"    log {seq} -> {self.ledger.head.seq}: " + ", ".join(short_row(row) for row in fresh))
             if refusal and fresh:
@@ -293,13 +272,13 @@ class MixedFleet(RuleBasedStateMachine):
                 again = [row for row in fresh if row.current] if letter.sender.wire == V1.wire else fresh
                 if letter.settled and again:
                     self.broken("5 (idempotent)", f"#{letter.n} came again and wrote {len(again)} rows")
-                self.ledger.check_push(pushed, answer, fresh, current)
+                self.ledger.check_push(letter.pushed, answer, fresh, current)
                 if letter.deliveries == 1:
-                    for id_, fields in letter.touched.items():
+                    for id_, fields in letter.pushed.touched.items():
                         self.ledger.check_untouched(id_, fields, current)
         self._check_answer(letter, message, answer, refusal)
         letter.settled = not refusal and not answer.get("refused")
-        return answer
+        return body
 
     def _check_answer(self, letter: Letter, message: Body, answer: Body, refusal: str | None) -> None:
         """What must hold whoever asked."""
@@ -345,26 +324,25 @@ class MixedFleet(RuleBasedStateMachine):
     def _say(self, client: Client) -> Letter | None:
         if client.waiting:
             return None
-        body = client.say()
+        body = client.speak()
         if body is None:
             return None
         self.letters += 1
         self.exchanges[client.name] += 1
-        letter = Letter(self.letters, client, self.exchanges[client.name], _encode(body))
-        if isinstance(client, V1) and client.phase == "push":
-            letter.touched = {key[1]: frozenset(client.touched.get(key, ())) for key in client.marks}
+        letter = Letter(self.letters, client, self.exchanges[client.name], body, client.pushed)
         self.sent.append(letter)
-        changes = f", {len(body['changes'])} changes" if body.get("changes") else ""
+        items = len(client.pushed.rows) + len(client.pushed.records)
+        changes = f", {items} changes" if items else ""
         self.tell(f"{client.name} sends #{letter.n}: {client.phase}{changes}")
         return letter
 
-    def _hear(self, letter: Letter, answer: Body) -> None:
+    def _hear(self, letter: Letter, answer: bytes) -> None:
         client = letter.sender
         if not client.waiting or self.exchanges[client.name] != letter.exchange:
             self.tell(f"{client.name} no longer waits for the answer to #{letter.n}")
             return
         with self._watched():
-            client.hear(answer)
+            client.listen(answer, ok="error" not in _decode(answer))
         self.tell(
             f"{client.name} hears the answer to #{letter.n}" + (f", then: {client.phase}" if client.phase else "")
         )
@@ -447,13 +425,13 @@ class MixedFleet(RuleBasedStateMachine):
         letter = self.requests[which % len(self.requests)]
         if not again:
             self.requests.remove(letter)
-        self.answers.append((letter, _encode(self._deliver(letter))))
+        self.answers.append((letter, self._deliver(letter)))
 
     @precondition(lambda self: self.answers)
     @rule(which=st.integers(0, 7))
     def answer(self, which: int) -> None:
         letter, body = self.answers.pop(which % len(self.answers))
-        self._hear(letter, _decode(body))
+        self._hear(letter, body)
 
     @rule(who=_WHO)
     def lose_answer(self, who: int) -> None:
@@ -492,7 +470,7 @@ class MixedFleet(RuleBasedStateMachine):
     def odd_write(self) -> None:
         client = next(client for client in self.clients if isinstance(client, Unknown))
         self.letters += 1
-        letter = Letter(self.letters, client, -1, _encode(client.odd_write()))
+        letter = Letter(self.letters, client, -1, client.odd_write())
         self.tell(f"{client.name} sends #{letter.n}: a write of its own kind")
         self._deliver(letter)
 
@@ -504,10 +482,10 @@ class MixedFleet(RuleBasedStateMachine):
             return
         self.tell("the network heals")
         for letter in self.requests:
-            self.answers.append((letter, _encode(self._deliver(letter))))
+            self.answers.append((letter, self._deliver(letter)))
         self.requests = []
         for letter, body in self.answers:
-            self._hear(letter, _decode(body))
+            self._hear(letter, body)
         self.answers = []
         self._settle()
         self._check_convergence()
@@ -550,14 +528,12 @@ class MixedFleet(RuleBasedStateMachine):
 
     def _check_convergence(self) -> None:
         self.tell("everybody is done")
-        current = self._current()
+        rows = self._current()
+        records = self._records() if any(isinstance(client, V1) for client in self.clients) else []
         for client in self.clients:
-            if isinstance(client, ModernV2):
-                self._check_modern(client, current)
-            elif isinstance(client, DeployedV2):
-                self._check_deployed(client, current)
-            elif isinstance(client, V1):
-                self._check_v1(client)
+            check_end(client, rows, records)
+            if self.ledger is not None and isinstance(client, ModernV2):
+                check_digest(client, self.ledger.head)
 
     def _current(self) -> dict[tuple[Kind, str], Body]:
         """The current rows, as a stranger reads them."""
@@ -569,61 +545,13 @@ class MixedFleet(RuleBasedStateMachine):
                 rows["edge", edge["id"]] = edge
         return rows
 
-    def _check_modern(self, client: ModernV2, current: dict[tuple[Kind, str], Body]) -> None:
-        client.check()
-        image = client.store.image
-        theirs = {key: pointer.theirs for key, pointer in image.pointers.items() if pointer.theirs is not None}
-        expected = {key: row["version"] for key, row in current.items()}
-        if theirs != expected:
-            self.broken("8 (cursor)", f"{client.name} holds {theirs}; the server has {expected}")
-        for key, row in current.items():
-            pointer = image.pointers[key]
-            held = image.copies[*key, row["version"], pointer.theirs_hash or b""]
-            if not same(_decode(held.body), row):
-                self.broken("8 (cursor)", f"{client.name} holds {held.body!r}; the server has {row}")
-        if self.ledger is not None and image.state.digest != self.ledger.head.digest:
-            self.broken("8 (cursor)", f"{client.name} has another digest than the server")
-
-    def _check_deployed(self, client: DeployedV2, current: dict[tuple[Kind, str], Body]) -> None:
-        for (kind, id_), row in current.items():
-            if kind == "edge" or id_ in client.stray:
-                continue
-            here = client.rows.get(id_)
-            if here is None or here.version != row["version"] or not same(_decode(here.content), row["content"]):
-                self.broken("8 (cursor)", f"{client.name} holds {here}; the server has {row}")
-        strangers = set(client.rows) - {id_ for _, id_ in current} - client.stray
-        if strangers:
-            self.broken("8 (cursor)", f"{client.name} holds {strangers}, which the server has not")
-
-    def _check_v1(self, client: V1) -> None:
-        """A v1 client holds what a new one would get, as far as its own clock lets it."""
-        plural = ["homes", "rooms", "accessories", "users"]
-        body = {
-            "type": "sync_request", "client_id": "stranger", "last_sync": None, "entity_types": plural,
-            "include_deleted": True,
-        }  # fmt: skip
-        answer = self.serve(_encode(body))
+    def _records(self) -> list[Body]:
+        """Every record, as a new client of v1 gets it."""
+        answer = _decode(self.serve(EVERY_RECORD))
         if "error" in answer:
             self.broken("7 (total)", f"a v1 read was refused: {answer}")
-        for change in answer["changes"]:
-            key = (change["entity_type"], change["entity_id"])
-            here = client.records.get(key)
-            if key in client.stray or (change["operation"] == "delete" and here is None):
-                continue
-            if here is None:
-                self.broken("8 (cursor)", f"{client.name} lacks {key}: {change}")
-            ahead = parse_time(here["updated_at"]) or 0
-            if ahead >= (parse_time(change["updated_at"]) or 0) and key in client.own:
-                # Its own edit, which lost or said nothing new: it takes nothing for news that is not newer than that.
-                continue
-            # Where it is may follow from what it is in, and then changes without the record's time.
-            told = ("updated_at", "created_at", "sync_id", "home_id")
-            mine, theirs = (
-                {field: value for field, value in record.items() if field not in told}
-                for record in (here, change["data"])
-            )
-            if not same(mine, theirs):
-                self.broken("8 (cursor)", f"{client.name} holds {here}; a new client gets {change}")
+        records: list[Body] = answer["changes"]
+        return records
 
     def _check_replay(self) -> None:
         """Law 12: the same messages at the same times make the same log."""

@@ -1,205 +1,59 @@
-"""The clients of `MixedFleet`: small, honest models of what is deployed, defects included.
+"""The clients of `MixedFleet` that speak `inbetweenies-v2`: small, honest models of what is deployed, defects included.
 
-Each client keeps what it would keep on disk, says the messages that the deployed program says, and forgets a local
-change when that program would. What it takes for done it lists in `done`, for the fleet to look up in the log. Losses
-that a deployed client brings about all by itself (an edit that a pull writes over, a mark cleared for an edit that was
-made in flight) are its own and are never claimed against the server; see `DeployedV2.stray`.
-
-Nothing here waits, reads a clock or draws at random: the fleet does that, and hands the results in.
+Losses that a deployed client brings about all by itself (an edit that a pull writes over, a mark cleared for an edit
+that was made in flight) are its own and are never claimed against the server; see `DeployedV2.stray`.
 """
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
-from typing import Any, ClassVar, Final, NamedTuple, NoReturn
+from abc import abstractmethod
+from typing import Any, ClassVar, Final
 
 import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
-from .. import replica
-from ..limits import canonical
+from .. import replica, rewind
+from ..errors import RemoteProtocolError
+from ..limits import canonical, gate
 from ..model import (
     DIGEST_BITS,
     ENTITY_TYPES,
     Answer,
+    Ask,
+    Cursor,
     Entity,
-    Kind,
     Relationship,
+    digest_change,
+    edge_version,
     format_time,
     make_version,
+    parse_cursor,
     parse_time,
 )
-from ..replica import Absorbed, Copy, Key, Local, Pending, Pointer, RowKey, State
-from ..wire import load
+from ..replica import Found, Key, Pending, RowKey, State
+from .fleet_base import (
+    FIELDS,
+    NAMES,
+    THINGS,
+    VALUES,
+    Act,
+    Body,
+    Client,
+    Done,
+    JsonClient,
+    NoAnswer,
+    Pushed,
+    World,
+    codec,
+    short,
+)
+from .fleet_replica import ReplicaStore, Whole, whole_of
 
-Body = dict[str, Any]
+BEGINNING: Final = Cursor("0", 0, rewind.START)
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.decode
-
-#: What fleets edit: id -> entity type. Few, so that clients meet on them. The long one is as legal as the others.
-THINGS: Final[Mapping[str, str]] = {
-    "home": "home",
-    "lamp": "device",
-    "room": "room",
-    "ann": "note",
-    "hub": "device",
-    "cabin": "home",
-    "note": "note",
-    "door-" + "é" * 240: "door",
-}
-NAMES: Final = ("Kitchen", "Küche 🏠", "", "kitchen", "\u0000")
-FIELDS: Final = ("manufacturer", "is_reachable", "colour", "is_primary", "services", "a/b~c")
-VALUES: Final[tuple[Any, ...]] = (
-    "Acme", True, False, None, 1, 1.0, "", [1, {"a": None}], {}, {"x": 1}, 2**70, {"s": {"name": "Light"}},
-)  # fmt: skip
-#: Texts and flags that v1 programs really write.
-V1_TEXTS: Final = ("Acme", "L1", None)
-
-
-@cache
-def installed() -> dict[str, Any]:
-    """The wire versions there are. `load` looks through all that is installed, which is slow."""
-    return dict(load())
-
-
-def codec(name: str) -> Any:
-    """A wire version by name."""
-    return installed()[name]
-
-
-class Act(NamedTuple):
-    """One offline edit: what to do with which thing, and a number that picks the value."""
-
-    verb: str
-    thing: str
-    value: int
-
-
-class Done(NamedTuple):
-    """A row that a client of v2 has stopped keeping for the server."""
-
-    row: Entity | Relationship
-
-
-class DoneRecord(NamedTuple):
-    """Fields of a record that a client of v1 has stopped keeping for the server."""
-
-    entity_type: str
-    id: str
-    fields: dict[str, Any]
-
-
-class World(NamedTuple):
-    """What clients may ask of the fleet.
-
-    `clock` is true time in microseconds, `told` takes a line for the trace, `broken` reports a broken law.
-    """
-
-    clock: Callable[[], int]
-    told: Callable[[str], None]
-    broken: Callable[[str, str], NoReturn]
-    page_rows: int
-    batch: int
-
-
-def short(text: str) -> str:
-    """An id or a version in a line for people: without the date, and not too long."""
-    return ascii(text[11:] if text[10:11] == "T" else text)[1:-1][:40]
-
-
-class PowerCut(Exception):
-    """The machine of a client stopped in the middle of something."""
-
-
-class Client(ABC):
-    """One program on one device. A sync is a row of messages; at most one of them is under way."""
-
-    kind: ClassVar[str]
-    #: The wire version that a server must serve for this client to be of use.
-    wire: ClassVar[str]
-    acts: ClassVar[tuple[str, ...]]
-
-    def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
-        self.name = name
-        self.user = user
-        self.world = world
-        self.skew = skew
-        self.done: list[Done | DoneRecord] = []
-        self.waiting = False
-        self.phase = ""
-        self.failed = False
-
-    @property
-    def now(self) -> int:
-        """What this device takes for the time."""
-        return self.world.clock() + self.skew
-
-    # a sync
-
-    def say(self) -> Body | None:
-        """The next message of a sync, which begins if none is under way; None if this client has nothing to say."""
-        if not self.phase:
-            self.failed = False
-            self.phase = self.begin()
-        if not self.phase:
-            return None
-        body = self.compose()
-        self.waiting = True
-        return body
-
-    def hear(self, answer: Body) -> None:
-        """The answer to the message under way."""
-        self.waiting = False
-        if "error" in answer:
-            self.give_up()
-            return
-        try:
-            self.phase = self.absorb(answer)
-        except PowerCut:
-            self.world.told(f"{self.name} loses power")
-            self.restart()
-
-    def give_up(self) -> None:
-        """No answer came. What waits goes on waiting."""
-        self.waiting = False
-        self.failed = True
-        self.phase = ""
-
-    def restart(self) -> None:
-        """The program starts anew with what it has stored."""
-        self.give_up()
-
-    @abstractmethod
-    def begin(self) -> str:
-        """The first phase of a sync."""
-
-    @abstractmethod
-    def compose(self) -> Body:
-        """The message of this phase."""
-
-    @abstractmethod
-    def absorb(self, answer: Body) -> str:
-        """Take an answer in; the next phase, or "" at the end of the sync."""
-
-    # a person
-
-    @abstractmethod
-    def edit(self, act: Act) -> str | None:
-        """Do `act` offline, as far as this program can; what was done, in few words."""
-
-    @property
-    @abstractmethod
-    def pending(self) -> tuple[str, ...]:
-        """What still waits for the server and could be taken by it."""
-
-
-# --- v2 -----------------------------------------------------------------------------------------------------------
 
 
 class _V2(Client):
@@ -275,140 +129,49 @@ class _V2(Client):
         return f"{act.verb} {short(act.thing)} as {short(row.version)} after [{after}]"
 
 
-class _Image(msgspec.Struct):
-    """What a modern client has on disk."""
-
-    state: State
-    copies: dict[tuple[Kind, str, str, bytes], Copy] = {}
-    pointers: dict[Key, Pointer] = {}
-    pending: dict[int, Pending] = {}
-    marks: int = 0
-
-    def fork(self) -> _Image:
-        return _Image(self.state, dict(self.copies), dict(self.pointers), dict(self.pending), self.marks)
-
-
-class ReplicaStore:
-    """A replica in memory that a power cut cannot tear: every change of it is one transaction."""
-
-    def __init__(self, device: str, user: str) -> None:
-        self.image = _Image(State(device=device, user=user))
-        #: After how many more writes the power fails; None for never.
-        self.power: int | None = None
-
-    @contextmanager
-    def transaction(self) -> Iterator[_Image]:
-        """Changes that are stored together, or not at all."""
-        image = self.image.fork()
-        yield image
-        self.image = image
-
-    def write(self) -> None:
-        """One write reaches the disk, if there is power."""
-        if self.power is not None:
-            self.power -= 1
-            if self.power < 0:
-                self.power = None
-                raise PowerCut
-
-    def edit(self, row: Copy) -> None:
-        """A local change: the row, the pointer to it, and the mark that it waits."""
-        with self.transaction() as image:
-            self._mark(image, row)
-
-    def _mark(self, image: _Image, row: Copy) -> None:
-        image.marks += 1
-        image.copies[*row.key, row.version, row.hash] = row
-        image.pending[image.marks] = Pending(n=image.marks, copy=row)
-        pointer = image.pointers.get(row.key) or Pointer()
-        image.pointers[row.key] = replace(pointer, ours=row.version)
-
-    def pending(self) -> list[Pending]:
-        """What waits, oldest first; what was refused already stands behind the rest, so as not to stop it."""
-        return sorted(self.image.pending.values(), key=lambda item: (item.note is not None, item.n))
-
-    def visible(self, key: Key) -> Copy | None:
-        """What a person sees of `key`."""
-        pointer = self.image.pointers.get(key)
-        if pointer is None or pointer.visible is None:
-            return None
-        for item in reversed(self.image.pending.values()):
-            if item.copy.key == key and item.copy.version == pointer.ours:
-                return item.copy
-        return self.image.copies.get((*key, pointer.visible, pointer.theirs_hash or b""))
-
-    def local(self, answer: Answer, sent: tuple[Pending, ...]) -> Local:
-        """What `replica.absorb` must see."""
-        image = self.image
-        keys, rows = replica.mentions(answer, sent)
-        wanted = set(rows)
-        known: dict[RowKey, bytes] = {}
-        for kind, id_, version, hash_ in image.copies:
-            if (kind, id_, version) in wanted:
-                known[kind, id_, version] = hash_
-        for kind, id_, version in rows:
-            pointer = image.pointers.get((kind, id_))
-            if pointer is not None and pointer.theirs == version and pointer.theirs_hash is not None:
-                known[kind, id_, version] = pointer.theirs_hash
-        marks: dict[Key, tuple[tuple[int, str], ...]] = {}
-        for n, item in image.pending.items():
-            marks[item.copy.key] = (*marks.get(item.copy.key, ()), (n, item.copy.version))
-        return Local(
-            pointers={key: image.pointers[key] for key in keys if key in image.pointers}, known=known, pending=marks
-        )
-
-    def commit(self, absorbed: Absorbed) -> None:
-        """What an answer changes: the cursor belongs to the same transaction as the rows that it covers."""
-        with self.transaction() as image:
-            self.write_rows(image, absorbed)
-            self.write_state(image, absorbed)
-        if absorbed.offer_again:
-            self.offer_again()
-
-    def write_rows(self, image: _Image, absorbed: Absorbed) -> None:
-        """Rows, pointers and marks."""
-        self.write()
-        image.copies.update({(*row.key, row.version, row.hash): row for row in absorbed.copies})
-        self.write()
-        image.pointers.update(absorbed.pointers)
-        self.write()
-        for n in absorbed.cleared:
-            image.pending.pop(n, None)
-        for n, note in absorbed.notes.items():
-            if n in image.pending:
-                image.pending[n] = replace(image.pending[n], note=note)
-
-    def write_state(self, image: _Image, absorbed: Absorbed) -> None:
-        """The cursor."""
-        self.write()
-        image.state = absorbed.state
-
-    def offer_again(self) -> None:
-        """PROTOCOL 10.6: rows that the server did not tell again are offered to it."""
-        with self.transaction() as image:
-            state = image.state
-            digest = state.digest
-            for key, pointer in list(image.pointers.items()):
-                if pointer.theirs is None or pointer.theirs_hash is None or pointer.round >= state.round:
-                    continue
-                row = image.copies[*key, pointer.theirs, pointer.theirs_hash]
-                digest -= int.from_bytes(pointer.theirs_hash, "big")
-                image.pointers[key] = replace(pointer, theirs=None, theirs_hash=None)
-                if pointer.ours is None:
-                    self._mark(image, row)
-            image.state = replace(state, restarting=False, digest=digest % (1 << DIGEST_BITS))
-
-
 class ModernV2(_V2):
-    """Our own client: `inbetweenies.replica` over a store, with features, in pages and batches of few rows."""
+    """Our own client: `inbetweenies.replica` over a store, with features, in pages and batches of few rows.
+
+    The course of its sync is that of `blowing_off.client` and `blowing_off.reconcile`, one message at a time.
+    """
 
     kind = "modern"
     acts = ("create", "rename", "set", "nest", "drop", "delete", "revive", "link", "unlink", "poison")
 
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         super().__init__(name, world, user=user, skew=skew)
-        self.store = ReplicaStore(name, user)
+        self.nonces = 0
+        self.store = ReplicaStore(name, user, self.nonce())
+        #: Whether its log was set back since its digest was last that of the server. Then it may differ without a
+        #: reason that a rule knows: what had been replaced in rows that were not told yet is current again.
+        self.rewound = False
+        #: Deletes of what never was: no log holds them.
+        self.noops: set[Whole] = set()
+        #: How many rows the last answer told, and whether it said that there are more.
+        self.page, self.more = 0, False
         self.sent: tuple[Pending, ...] = ()
+        self.forget_sync()
+
+    def forget_sync(self) -> None:
+        """What a sync keeps in memory only."""
+        self.ask = Ask(device="", user="")
+        self.sent = ()
+        self.skip: tuple[tuple[int, int], ...] = ()
+        self.want: tuple[int, ...] = ()
+        self.places: tuple[Cursor, ...] = ()
+        self.common: Cursor | None = None
+        self.discarded = False
+        self.entries: tuple[tuple[bytes, bool], ...] = ()
+        self.prefixes: tuple[str, ...] = ()
+        self.lacking: dict[Key, None] = {}
+        self.compared = self.unblocked = False
+
+    def nonce(self) -> str:
+        """A name that nothing else has."""
+        if self.world.nonces is not None:
+            return self.world.nonces()
+        self.nonces += 1
+        return f"{self.nonces:x}.{self.name}"
 
     def row(self, id_: str) -> Entity | None:
         found = self.store.visible(("entity", id_))
@@ -436,49 +199,196 @@ class ModernV2(_V2):
         self.store.edit(replica.copy_of(edge))
         return f"{act.verb} {edge.id} as {short(edge.version)}"
 
+    # a sync
+
     def begin(self) -> str:
+        self.forget_sync()
         return "sync"
 
-    def compose(self) -> Body:
-        ask, self.sent = replica.compose(
-            self.store.image.state,
-            self.store.pending(),
-            page_rows=self.world.page_rows,
-            changes_max=self.world.batch,
+    def message(self) -> bytes:
+        state = self.store.image.state
+        self.sent = ()
+        if state.lost:
+            asked = self.places or replica.places(state, self.store.image.places) or (BEGINNING,)
+            self.ask = replica.locating(state, asked, self.nonce())
+        elif self.prefixes:
+            asked_parts, self.prefixes = self.prefixes[: rewind.PARTS_MAX], self.prefixes[rewind.PARTS_MAX :]
+            self.ask = replica.comparing(state, asked_parts, self.nonce())
+        else:
+            self.compose(state)
+        rows: list[Entity | Relationship] = []
+        for change in self.ask.changes:
+            rows += [change.entity] if change.entity is not None else []
+            rows += change.relationships
+        self.pushed = Pushed(
+            rows=tuple(rows),
+            offered=self._offered(),
+            common=parse_cursor(self.ask.common or ""),
         )
-        body: Body = _decode(codec(self.wire).ask(ask))
+        body: bytes = codec(self.wire).ask(self.ask)
         return body
 
-    def absorb(self, answer: Body) -> str:
-        told = codec(self.wire).told(_encode(answer))
+    def _offered(self) -> frozenset[RowKey]:
+        return frozenset((*item.copy.key, item.copy.version) for item in self.sent if item.offered)
+
+    def compose(self, state: State) -> None:
+        """A message that pushes and pulls."""
+        at = parse_cursor(state.cursor or "")
+        self.skip = tuple(range_ for range_ in self.skip if range_[1] > (0 if at is None else at.seq))
+        wanted, self.want = self.want[: rewind.WANT_MAX], self.want[rewind.WANT_MAX :]
+        self.ask, self.sent = replica.compose(
+            state,
+            () if state.restarting else self.store.pending(),
+            page_rows=self.world.page_rows,
+            changes_max=self.world.batch,
+            request=self.nonce(),
+            skip=self.skip,
+            want=wanted,
+        )
+        if self.ask.pushes is not None:
+            self.store.put_state(replica.attempted(state, self.ask))
+
+    def take_in(self, answer: bytes) -> str:
+        try:
+            gate(answer)
+            told = codec(self.wire).told(answer)
+        except RemoteProtocolError as error:
+            raise NoAnswer from error
+        if told.protocol_version != self.wire or not replica.believed(told, self.ask):
+            raise NoAnswer  # PROTOCOL 5.9, 10.14
+        self.page = sum((change.entity is not None) + len(change.relationships) for change in told.changes)
+        self.more = told.more
+        if self.ask.locate is not None:
+            return self.located(told)
+        if self.ask.compare:
+            return self.compares(told)
+        return self.absorb(told, answer)
+
+    def absorb(self, told: Answer, answer: bytes) -> str:
+        """Rows and acks."""
         before = self.store.image
-        absorbed = replica.absorb(told, self.sent, before.state, self.store.local(told, self.sent))
-        if absorbed.differs or absorbed.healed:
+        absorbed = replica.absorb(
+            told, self.sent, before.state, self.store.local(told, self.sent), wanted=bool(self.ask.want)
+        )
+        if absorbed.differs and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
+        if told.device_forked:
+            self.world.told(f"{self.name} finds out that it is a copy")
+            absorbed = replace(absorbed, state=replica.incarnated(absorbed.state, self.nonce()))
+        nothing = {(ack.kind, ack.id, ack.version) for ack in told.acks or () if ack.outcome == "noop_delete"}
+        self.noops |= {whole_of(item.copy) for item in self.sent if (*item.copy.key, item.copy.version) in nothing}
         self.store.commit(absorbed)
+        self.rewound &= absorbed.differs or not absorbed.drained
         forgotten = [before.pending[n].copy for n in absorbed.cleared if n in before.pending]
+        self.unblocked |= any(row.kind == "entity" for row in forgotten)
         for row in forgotten:
             shape: Any = Entity if row.kind == "entity" else Relationship
             self.done.append(Done(msgspec.json.decode(row.body, type=shape)))
         for item in self.sent:
             left = self.store.image.pending.get(item.n)
-            if left is not None and left.note is None:
+            if left is not None and left.note is None and not told.resync:
                 self.world.broken(
-                    "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer}"
+                    "3 (atomic)", f"{self.name} waits with {left.copy.id!r} and is not told why: {answer.decode()}"
                 )
         self.check()
-        return "sync" if not absorbed.drained or self._unsent() else ""
+        if not absorbed.drained or self._unsent() or self.want or self.store.image.state.lost or self._unblock():
+            return "sync"
+        if absorbed.differs and not self.compared:
+            # PROTOCOL 10.13, once in a sync.
+            self.compared, self.prefixes, self.lacking = True, ("",), {}
+            return "sync"
+        return ""
 
     def _unsent(self) -> bool:
         sent = {item.n for item in self.sent}
         return any(item.note is None and item.n not in sent for item in self.store.image.pending.values())
+
+    def _unblock(self) -> bool:
+        """Whether something waits for an endpoint and another one was taken since."""
+        waiting = {
+            n: item
+            for n, item in self.store.image.pending.items()
+            if item.note is not None and item.note.code == "unknown_endpoint"
+        }
+        if not (self.unblocked and waiting):
+            return False
+        self.unblocked = False
+        with self.store.transaction() as image:
+            image.pending.update({n: replace(item, note=None) for n, item in waiting.items()})
+        return True
+
+    def located(self, told: Answer) -> str:
+        """PROTOCOL 10.9: what is left of the log that was known."""
+        if rewind.FEATURE not in told.features:
+            self.store.put_state(replica.restart(replace(self.store.image.state, lost=False)))
+            return "sync"
+        here, end = parse_cursor(told.common or ""), parse_cursor(told.cursor or "")
+        if not self.places:
+            self.common, self.discarded, self.entries = here, told.discarded, ()
+        elif (0 if here is None else here.seq) != self.places[0].seq:
+            raise NoAnswer  # the log was set back again meanwhile
+        if end is None:
+            raise NoAnswer
+        self.entries += tuple(rewind.entries(told.listing or b""))
+        if told.more:
+            self.places = (end,)
+            return "sync"
+        self.places = ()
+        found = Found(common=self.common, head=end, entries=self.entries, discarded=self.discarded)
+        self.skip = self.store.regain(found)
+        self.rewound = True
+        self.check()
+        return "sync"
+
+    def compares(self, told: Answer) -> str:
+        """PROTOCOL 10.13: where two graphs differ that should not."""
+        if told.resync:
+            self.store.put_state(replace(self.store.image.state, lost=True))
+            return "sync"
+        own = self.store.theirs()
+        for part in told.parts:
+            found = replica.differences(part, own)
+            self.prefixes += found.prefixes
+            self.want += found.want
+            self.lacking.update(dict.fromkeys(found.lacking))
+        if not self.prefixes:
+            self.store.offer(self.lacking)
+            self.lacking = {}
+            self.check()
+        return "sync"
+
+    def lose(self, which: int) -> str | None:
+        """Something went wrong here: the server's row of some id is gone. The id, if there was one."""
+        pointers = self.store.image.pointers
+        keys = [key for key, pointer in pointers.items() if pointer.ours is None and pointer.theirs_hash is not None]
+        if not keys:
+            return None
+        key = keys[which % len(keys)]
+        with self.store.transaction() as image:
+            pointer = image.pointers[key]
+            assert pointer.theirs is not None, "it has a hash"
+            assert pointer.theirs_hash is not None, "that was asked above"
+            whole = (*key, pointer.theirs, pointer.theirs_hash)
+            image.pointers[key] = replace(pointer, theirs=None, theirs_hash=None)
+            image.copies.pop(whole)
+            image.told.pop(whole, None)
+            image.state = replace(image.state, digest=digest_change(image.state.digest, gone=pointer.theirs_hash))
+        self.rewound = True
+        return key[1]
+
+    def holds(self) -> set[Whole]:
+        """What it would give back to a server that lost it: what waits to be offered again, and what it was told."""
+        image = self.store.image
+        waiting = {whole_of(item.copy) for item in image.pending.values() if not item.offered}
+        return image.copies.keys() - waiting - self.noops
 
     def check(self) -> None:
         """Laws that a replica must keep by itself."""
         image = self.store.image
         newest: dict[Key, str] = {}
         for item in image.pending.values():
-            newest[item.copy.key] = item.copy.version
+            if not item.aside:
+                newest[item.copy.key] = item.copy.version
         digest = 0
         for key, pointer in image.pointers.items():
             digest += int.from_bytes(pointer.theirs_hash or b"", "big")
@@ -494,7 +404,7 @@ class ModernV2(_V2):
     def restart(self) -> None:
         super().restart()
         self.store.power = None
-        self.sent = ()
+        self.forget_sync()
         self.check()
 
     @property
@@ -503,7 +413,7 @@ class ModernV2(_V2):
         return tuple(f"{item.copy.id}@{item.copy.version}" for item in waiting if item.note is None)
 
 
-class DeployedV2(_V2):
+class DeployedV2(_V2, JsonClient):
     """Blowing-Off as deployed: pull, then push all that waited when the sync began; marks are cleared by id.
 
     What it loses by itself: a pull writes over an edit that waits, and if the push then fails the edit is gone; an edit
@@ -596,6 +506,8 @@ class DeployedV2(_V2):
             {"change_type": "update", "relationships": [self.edge_out(edge) for edge in loose]}
             for loose in edges.values()
         ]
+        named = (replace(edge, version=edge_version(edge)) for edge in self.sent_edges.values())
+        self.pushed = Pushed(rows=(*self.sent.values(), *named))
         return body
 
     def entity_out(self, entity: Entity) -> Body:
@@ -713,218 +625,3 @@ class KittenKong(DeployedV2):
             self.since = self.next_since
             return ""
         return "push"
-
-
-# --- v1 -----------------------------------------------------------------------------------------------------------
-
-#: The records that stand for `THINGS`; the others have none.
-_RECORDS: Final[Mapping[str, str]] = {
-    "home": "home", "lamp": "accessory", "room": "room", "ann": "user", "hub": "accessory", "cabin": "home",
-}  # fmt: skip
-_PLAIN: Final[Mapping[str, Body]] = {
-    "home": {"is_primary": False},
-    "room": {},
-    "accessory": {
-        "manufacturer": None,
-        "model": None,
-        "serial_number": None,
-        "firmware_version": None,
-        "is_reachable": True,
-        "is_blocked": False,
-        "is_bridge": False,
-        "bridge_id": None,
-    },
-    "user": {"is_administrator": False, "is_owner": False, "remote_access_allowed": True},
-}
-#: The fields that a person changes, with the values a program writes.
-_EDITABLE: Final[Mapping[str, tuple[tuple[str, tuple[Any, ...]], ...]]] = {
-    "home": (("is_primary", (True, False)),),
-    "room": (("name", NAMES[:4]),),
-    "accessory": (("manufacturer", V1_TEXTS), ("is_reachable", (True, False)), ("model", V1_TEXTS)),
-    "user": (("is_owner", (True, False)),),
-}
-
-
-class V1(Client):
-    """The v1 client as deployed: request, push, ack, with whole records.
-
-    It keeps a pulled record only if that is newer by its `updated_at`, even over an edit that waits; it clears an edit
-    when the push's answer says ``applied``, even if the record was edited since (then it is in `stray`); its watermark
-    is its own clock.
-    """
-
-    kind = "v1"
-    wire = "inbetweenies-v1"
-    acts = ("create", "rename", "set", "move")
-
-    def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
-        super().__init__(name, world, user=user, skew=skew)
-        self.records: dict[tuple[str, str], Body] = {}
-        #: What waits: the fields that a person changed since the last ack, by record.
-        self.marks: dict[tuple[str, str], set[str]] = {}
-        self.last_sync: str | None = None
-        #: The fields that a person changed since this client last agreed with the server on them, by record.
-        self.touched: dict[tuple[str, str], set[str]] = {}
-        self.attempts = 0
-        self.times: set[int] = set()
-        self.sent: dict[str, tuple[tuple[str, str], Body, frozenset[str]]] = {}
-        self.stray: set[tuple[str, str]] = set()
-        #: Records that are as a person left them here, not as a pull told them.
-        self.own: set[tuple[str, str]] = set()
-
-    # a person
-
-    def edit(self, act: Act) -> str | None:
-        type_ = _RECORDS.get(act.thing)
-        if type_ is None:
-            return None
-        before = self.records.get((type_, act.thing))
-        homes, hubs = self._held("home", act.thing), self._held("accessory", act.thing)
-        if before is None:
-            if act.verb != "create" or (type_ != "home" and not homes):
-                return None
-            changed: Body = {"name": NAMES[act.value % 3]}
-            if type_ != "home":
-                changed["home_id"] = homes[0]
-        else:
-            fields = _EDITABLE[type_] + ((("home_id", homes),) if type_ != "home" else ())
-            fields += (("bridge_id", (*hubs, None)),) if type_ == "accessory" else ()
-            field, values = fields[act.value % len(fields)]
-            if act.verb in ("create", "rename") or not values:
-                field, values = "name", NAMES[:4]
-            changed = {field: values[act.value // len(fields) % len(values)]}
-        time = self.write(type_, act.thing, **changed)
-        return f"{act.verb} {type_} {act.thing} {sorted(changed)} at {time[11:]}"
-
-    def write(self, type_: str, id_: str, **fields: Any) -> str:
-        """Store a local edit: a new record, or other values of `fields`. When that was, as v1 says it."""
-        # A clock that steps back may show a time again, but no person makes two edits at one microsecond.
-        now = self.now
-        while now in self.times:
-            now += 1
-        self.times.add(now)
-        time = format_time(now, naive=True)
-        key = (type_, id_)
-        before = self.records.get(key)
-        if before is None:
-            before = {"id": id_, **_PLAIN[type_], "created_at": time, "sync_id": None}
-            changed = _PLAIN[type_].keys() | fields.keys()
-        else:
-            changed = set(fields)
-        self.records[key] = {**before, **fields, "updated_at": time}
-        self.own.add(key)
-        self.marks[key] = self.marks.get(key, set()) | changed
-        self.touched.setdefault(key, set()).update(changed)
-        return time
-
-    def _held(self, type_: str, thing: str) -> tuple[str, ...]:
-        """The records of a type that another record can point to."""
-        return tuple(id_ for kind, id_ in sorted(self.records) if kind == type_ and id_ != thing)
-
-    # a sync
-
-    def begin(self) -> str:
-        return "request"
-
-    def compose(self) -> Body:
-        if self.phase == "request":
-            return self.envelope(
-                type="sync_request",
-                last_sync=self.last_sync,
-                entity_types=["homes", "rooms", "accessories", "users"],
-                include_deleted=True,
-            )
-        if self.phase == "ack":
-            return self.envelope(type="sync_ack", sync_completed_at=format_time(self.now, naive=True))
-        self.sent = {}
-        changes = []
-        for key in self.marks:
-            self.attempts += 1
-            token = f"{self.name}-{self.attempts}"
-            self.sent[token] = (key, dict(self.records[key]), frozenset(self.marks[key]))
-            changes.append(
-                {
-                    "entity_type": key[0],
-                    "entity_id": key[1],
-                    "operation": "update",
-                    "data": dict(self.records[key]),
-                    "client_sync_id": token,
-                }
-            )
-        return self.envelope(type="sync_push", changes=changes)
-
-    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
-        """A message of this program."""
-        return {"type": type, "client_id": self.name, **fields}
-
-    def absorb(self, answer: Body) -> str:
-        if self.phase == "request":
-            for change in answer["changes"]:
-                self.take(change)
-            return "push" if self.marks else "ack"
-        if self.phase == "push":
-            for applied in answer["applied"]:
-                if applied["status"] == "applied" and applied["client_sync_id"] in self.sent:
-                    self.forget(*self.sent[applied["client_sync_id"]])
-            return "ack"
-        self.last_sync = format_time(self.now, naive=True)
-        return ""
-
-    def take(self, change: Body) -> None:
-        key = (change["entity_type"], change["entity_id"])
-        here = self.records.get(key)
-        if change["operation"] == "delete":
-            for kept in (self.records, self.marks, self.touched):
-                kept.pop(key, None)
-        elif here is None or parse_time(change["updated_at"]) > parse_time(here["updated_at"]):  # type: ignore[operator]
-            self.records[key] = dict(change["data"])
-            self.stray.discard(key)
-            self.own.discard(key)
-            self.touched.pop(key, None)
-            if key in self.marks:
-                # The edit is written over; what is pushed now is the server's own record, which claims nothing.
-                self.marks[key] = set()
-
-    def forget(self, key: tuple[str, str], record: Body, changed: frozenset[str]) -> None:
-        here = self.records[key]
-        if self.marks.pop(key, None) and here != record:
-            self.stray.add(key)
-        self.touched[key] = {
-            field for field in self.touched.get(key, ()) if not (field in changed and here[field] == record[field])
-        }
-        self.done.append(DoneRecord(*key, {field: record[field] for field in sorted(changed)}))
-
-    @property
-    def pending(self) -> tuple[str, ...]:
-        return tuple("/".join(key) for key in self.marks)
-
-
-class Unknown(V1):
-    """A client of a version to come: it falls back to v1 shapes and reads the `negotiation` in the answers."""
-
-    kind = "unknown"
-    asks: ClassVar[str] = "inbetweenies-v7"
-
-    def begin(self) -> str:
-        # Only reads and pushes of exact v1 shape are promised to versions that a server does not know.
-        return "request"
-
-    def envelope(self, *, type: str, **fields: Any) -> Body:  # noqa: A002 - the field's name on the wire
-        return {"protocol_version": self.asks, **super().envelope(type=type, **fields)}
-
-    def absorb(self, answer: Body) -> str:
-        negotiation = answer.get("negotiation")
-        if not isinstance(negotiation, dict) or negotiation.get("served") != answer.get("protocol_version"):
-            self.world.broken("10 (downgrade)", f"{self.name} is served something else and not told what: {answer}")
-        if negotiation["requested"] != self.asks or negotiation["served"] not in negotiation["supported"]:
-            self.world.broken("10 (downgrade)", f"{self.name} asked for {self.asks} and is told {negotiation}")
-        phase = super().absorb(answer)
-        if phase != "ack":
-            return phase
-        self.last_sync = format_time(self.now, naive=True)
-        return ""
-
-    def odd_write(self) -> Body:
-        """A write of the version to come, in a shape that nobody here knows: it must be refused whole."""
-        change = {"op": "put", "entity": {"id": "lamp", "name": "from the future"}}
-        return {"protocol_version": self.asks, "client_id": self.name, "changes": [change]}

@@ -8,16 +8,19 @@ both must know one, it is written a second time here, shorter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from hashlib import blake2b
 from typing import Any, Final, NoReturn
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from ..errors import clip
 from ..limits import Limits
 from ..model import (
+    SEQ_MAX,
     Context,
+    Cursor,
     Entity,
     Head,
     Held,
@@ -31,7 +34,7 @@ from ..model import (
     parse_time,
     row_hash,
 )
-from .fleet_clients import THINGS, Body, Done, DoneRecord, codec
+from .fleet_base import NOTHING, Body, Done, DoneRecord, Pushed, codec
 
 Broken = Callable[[str, str], NoReturn]
 Path = tuple[str, ...]
@@ -50,22 +53,11 @@ V1_VISIBLE: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-class Pushed(Struct, frozen=True, kw_only=True):
-    """What one message asked to be written, in the words of the model."""
-
-    rows: tuple[Entity | Relationship, ...] = ()
-    records: tuple[Body, ...] = ()
-    deletes: frozenset[tuple[str, str]] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.rows or self.records)
-
-
 def pushed_by(body: Body) -> Pushed:
     """What `body` asks to be written, as far as its shape is one of v1 or v2."""
     changes = body.get("changes")
     if not isinstance(changes, list) or not changes:
-        return Pushed()
+        return NOTHING
     if body.get("protocol_version") != "inbetweenies-v2":
         return Pushed(records=tuple(change for change in changes if "client_sync_id" in change))
     v2, limits = codec("inbetweenies-v2"), Limits()
@@ -77,19 +69,20 @@ def pushed_by(body: Body) -> Pushed:
     else:
         raise AssertionError("a v2 request says all by itself")
     rows: list[Entity | Relationship] = []
-    deletes = set()
     for change in request.changes:
-        if change.entity is not None:
-            rows.append(change.entity)
-            if change.delete:
-                deletes.add((change.entity.id, change.entity.version))
-        rows.extend(change.relationships)
-    return Pushed(rows=tuple(rows), deletes=frozenset(deletes))
+        rows += [change.entity] if change.entity is not None else []
+        rows += change.relationships
+    return Pushed(rows=tuple(rows))
 
 
 def kind_of(row: Entity | Relationship) -> Kind:
     """The kind of row that holds this value."""
     return "entity" if isinstance(row, Entity) else "edge"
+
+
+def words(value: Entity | Relationship) -> str:
+    """A row's value for people, the same in every run."""
+    return body_of(value).decode()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -144,61 +137,88 @@ def document(row: Row | Entity) -> dict[str, Any]:
 class Ledger:
     """The log of one graph, as read so far; whatever it reads it checks."""
 
-    def __init__(self, read: Callable[[Reads], Held], broken: Broken) -> None:
+    def __init__(
+        self, read: Callable[[Reads], Held], broken: Broken, graph: str = "default", *, rewinds: bool = False
+    ) -> None:
+        self.rewinds = rewinds  # whether the store may be set back under the log's feet
         self._read = read
         self._broken = broken
-        self.head: Head = read(Reads()).head
+        self._graph = graph
+        head = read(Reads()).head
+        #: Where what was read so far ends; of a log that is there already nothing was.
+        self.head: Head = Head(epoch=head.epoch) if head.seq else head
         self.rows: list[Row] = []
         self.by_version: dict[tuple[Kind, str, str], Row] = {}
         self.of_id: dict[tuple[Kind, str], list[Row]] = {}
         self.current: dict[tuple[Kind, str], Row] = {}
         self.digest = 0
+        #: Entities that stood nowhere when a row of theirs came, or a record of theirs was pushed.
+        self.unplaced: set[str] = set()
         #: The newest `server_time` that was handed out.
         self.told = -1
 
     # --- reading
 
-    def follow(self, pushed: Pushed) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
-        """The rows that came since, checked, and what was current before them."""
-        before = self.current
-        held = self._read(Reads(span=Span(after=0, upto=2**53 - 1)))
-        old, head = self.head, held.head
+    def _is_renamed(self, old: Head, head: Head, restarted: bool) -> bool:
+        """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11), and if that
+        is noticed when the server starts, nothing is to come before what it knows of (11.3)."""
+        stamp = max(old.stamp, head.stamp) if restarted else head.stamp
+        return self.rewinds and msgspec.structs.replace(old, epoch=head.epoch, stamp=stamp) == head
+
+    def follow(self, pushed: Pushed, *, restarted: bool = False) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
+        """The rows that came since, checked, and what was current before them. `restarted`: the server has started, and
+        may have looked at what it keeps outside of the store."""
+        before, old = self.current, self.head
+        head = self._read(Reads()).head
+        self.unplaced.update(id_ for record in pushed.records if not self._is_placed(id_ := record["entity_id"]))
         if head.seq == old.seq:
-            if head != old:
+            if head != old and not self._is_renamed(old, head, restarted):
                 self._broken("11 (all or nothing)", f"the head changed without a row: {old} to {head}")
+            self.head = head
             return [], before
-        if head.epoch != old.epoch or head.seq < old.seq:
+        if head.seq < old.seq or (head.epoch != old.epoch and not self.rewinds):
             self._broken("9 (epoch)", f"the log was rewound: {old} to {head}")
-        fresh = self._fresh(held, old.seq, head.seq, pushed)
+        fresh = self._fresh(old.seq, head.seq)
         self.current = dict(before)
         for row in fresh:
             self._append(row)
-        self._check_head(head, held.span)
+        # A v1 client may have been shown them in the place of a home since, for want of anything better.
+        self.unplaced.update(row.id for row in fresh if row.kind == "entity" and not self._is_placed(row.id))
+        self._check_head(head)
         self.head = head
         return fresh, before
 
-    def _fresh(self, held: Held, after: int, upto: int, pushed: Pushed) -> list[Row]:
-        """The rows after `after`. The port shows current rows; others are asked for by id, version or time."""
-        found = {row.seq: row for row in held.span if row.seq > after}
-        if len(found) < upto - after:
-            ids = {
-                *THINGS,
-                *(row.id for row in pushed.rows),
-                *(record.get("entity_id", "") for record in pushed.records),
-            }
-            edges = {row.id for row in (*self.rows, *held.span) if row.kind == "edge"}
-            kept = self._read(Reads(history=tuple(ids), edge_history=tuple(edges)))
-            for rows in (*kept.history.values(), *kept.edge_history.values()):
-                found.update({row.seq: row for row in rows if row.seq > after})
-        for seq in range(after + 1, upto + 1):
-            if seq not in found:
-                span = self._read(Reads(span=Span(after=seq - 1, upto=seq), as_of=seq)).span
-                found.update({row.seq: row for row in span})
-        if len(found) < upto - after:
-            keys: list[tuple[Kind, str, str]] = []
-            for value in pushed.rows:
-                keys += [(kind_of(value), value.id, value.version), (kind_of(value), value.id, _renamed(value))]
-            found.update({row.seq: row for row in self._read(Reads(versions=tuple(keys))).versions.values()})
+    def fork(self) -> Ledger:
+        """The same log as known now, to go back to when the store does."""
+        other = copy(self)
+        other.rows = list(self.rows)
+        other.by_version = dict(self.by_version)
+        other.unplaced = set(self.unplaced)
+        other.of_id = {key: list(rows) for key, rows in self.of_id.items()}
+        return other
+
+    def audit(self) -> None:
+        """The store still has every row that it had, and takes the right ones for current."""
+        self.check_listing()
+        of_kind: dict[Kind, list[str]] = {"entity": [], "edge": []}
+        for kind, id_ in self.of_id:
+            of_kind[kind].append(id_)
+        held = self._read(Reads(history=tuple(of_kind["entity"]), edge_history=tuple(of_kind["edge"])))
+        found = {row.seq: row.chain for rows in (*held.history.values(), *held.edge_history.values()) for row in rows}
+        if found != {row.seq: row.chain for row in self.rows}:
+            self._broken("4 (kept)", f"the log has rows {sorted(found)} now; there were {len(self.rows)}")
+
+    def check_listing(self) -> None:
+        """The rows that the store takes for current are those of which the log says so."""
+        span = self._read(Reads(span=Span(after=0, upto=SEQ_MAX))).span
+        listed = [(row.seq, row.kind, row.id, row.version) for row in span]
+        expected = sorted((row.seq, row.kind, row.id, row.version) for row in self.current.values())
+        if listed != expected:
+            self._broken("4 (kept)", f"the store has {listed} for current rows; the log says {expected}")
+
+    def _fresh(self, after: int, upto: int) -> list[Row]:
+        """The rows after `after`."""
+        found = self._read(Reads(seqs=tuple(range(after + 1, upto + 1)))).seqs
         missing = [seq for seq in range(after + 1, upto + 1) if seq not in found]
         if missing:
             self._broken("4 (kept)", f"rows {missing} of the log cannot be read back")
@@ -228,16 +248,13 @@ class Ledger:
             self.digest += int.from_bytes(row.hash, "big") - int.from_bytes(gone.hash if gone else b"", "big")
             self.current[key] = row
 
-    def _check_head(self, head: Head, span: Iterable[Row]) -> None:
+    def _check_head(self, head: Head) -> None:
         last = self.rows[-1]
-        if (head.seq, head.chain, head.stamp) != (last.seq, last.chain, last.stamp):
+        late = self.rewinds and head.stamp > last.stamp  # PROTOCOL 11.3
+        if (head.seq, head.chain) != (last.seq, last.chain) or not (head.stamp == last.stamp or late):
             self._broken("8 (cursor)", f"the head {head} does not end in the last row, {last.seq}")
         if head.digest != self.digest % 2**256:
             self._broken("8 (cursor)", f"the digest at {head.seq} is not the sum of the current rows")
-        listed = [(row.seq, row.kind, row.id, row.version) for row in span]
-        expected = sorted((row.seq, row.kind, row.id, row.version) for row in self.current.values())
-        if listed != expected:
-            self._broken("4 (kept)", f"the store has {listed} for current rows; the log says {expected}")
 
     # --- knowing
 
@@ -252,18 +269,23 @@ class Ledger:
             return None
         for version in (value.version, _renamed(value)):
             held = self.by_version.get((kind, value.id, version))
-            if held is not None and self._says(held, value):
+            if held is not None and self.says(held, value):
                 return held
         return next(
             (
                 row
                 for row in self.of_id.get((kind, value.id), ())
-                if row.version.startswith(value.version + "#") and self._says(row, value)
+                if row.version.startswith(value.version + "#") and self.says(row, value)
             ),
             None,
         )
 
-    def _says(self, row: Row, value: Entity | Relationship) -> bool:
+    def renamed(self, kind: Kind, id_: str, version: str) -> bool:
+        """Whether other content under a version that was taken is kept (PROTOCOL 4.4)."""
+        return any(row.version.startswith(version + "#") for row in self.of_id.get((kind, id_), ()))
+
+    def says(self, row: Row, value: Entity | Relationship) -> bool:
+        """Whether a row holds what `value` says."""
         if isinstance(value, Entity):
             return same(document(row), document(value))
         edge = row.relationship()
@@ -293,20 +315,48 @@ class Ledger:
 
     def check_done(self, who: str, done: Done | DoneRecord) -> None:
         """Law 1: what a client has forgotten is in the log."""
+        lacking = self.lacking(done)
+        if lacking is not None:
+            self._broken("1 (ack)", f"{who} forgot {lacking}")
+
+    def lacking(self, done: Done | DoneRecord) -> str | None:
+        """What the log does not hold of something that a client has forgotten; None if it holds it all."""
         if isinstance(done, Done):
             if self.find(done.row) is None and not self._noop(done.row):
-                self._broken("1 (ack)", f"{who} forgot {done.row}, and the log does not hold it")
-            return
+                return f"{words(done.row)}, and the log does not hold it"
+            return None
         rows = self.of_id.get(("entity", done.id), [])
         for field, value in done.fields.items():
             if field.endswith("_id"):
-                ends = {row.relationship().to_entity_id for row in self.rows if row.from_id == done.id}
+                ends = {row.to_id for row in self.rows if row.from_id == done.id}
                 # Where nothing says where a thing is, v1 is shown a placeholder, and to agree with it is no edit.
-                held = value in ends or value is None or not ends
+                held = value in ends or value is None or done.id in self.unplaced
             else:
                 held = any(same(view_field(row, field), value) for row in rows)
             if not held:
-                self._broken("1 (ack)", f"{who} forgot {field} = {value!r} of {done.id}, and no row of it says so")
+                return f"{field} = {value!r} of {done.id}, and no row of it says so"
+        return None
+
+    def _is_placed(self, id_: str) -> bool:
+        """Whether an edge leads from an entity to one that is there."""
+        there = (
+            self.current.get(("entity", row.to_id))
+            for row in self.current.values()
+            if row.from_id == id_ and not row.deleted
+        )
+        return any(end is not None and not end.deleted for end in there)
+
+    def settled(self, value: Entity | Relationship) -> bool:
+        """Whether nothing of `value` is left to be stored: it is held, or it never can be."""
+        if self.find(value) is not None or self._noop(value) or not value.version.isprintable():
+            return True
+        if isinstance(value, Entity):
+            return False
+        ends = (
+            ("entity", value.from_entity_id, value.from_entity_version),
+            ("entity", value.to_entity_id, value.to_entity_version),
+        )
+        return any(end not in self.by_version for end in ends)
 
     def _noop(self, row: Entity | Relationship) -> bool:
         """A delete of what never was leaves no row."""
@@ -315,27 +365,77 @@ class Ledger:
     def check_push(
         self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
     ) -> None:
-        """Laws 3 and 4 for one push and its answer."""
-        if pushed.rows:
-            self._check_acks(pushed, answer)
-        lost = _Lost(answer)
-        for id_, version in lost.pairs:
-            if ("entity", id_, version) not in self.by_version and not self._renamed_somewhere(id_, version):
-                self._broken("4 (kept)", f"the conflict names {id_} {version}, which cannot be read back")
+        """Laws 3, 4 and 6 for one push and its answer."""
+        self.check_acks(pushed, answer)
+        self.check_tombstones(pushed, fresh, before)
+        self.check_losses(pushed, answer, fresh, before)
+        if pushed.records:
+            self.check_lens(pushed, before)
+
+    def steps(self, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]) -> Iterator[tuple[Row, Row]]:
+        """Each new row of an entity that was there, with the row that was current when it came."""
         current = dict(before)
         for row in fresh:
             key = (row.kind, row.id)
-            if row.kind == "entity":
-                self._check_loss(row, current.get(key), lost, pushed)
+            if row.kind == "entity" and key in current:
+                yield row, current[key]
             if row.until != row.seq:
                 current[key] = row
-        if pushed.records:
-            self._check_lens(pushed, before)
 
-    def _renamed_somewhere(self, id_: str, version: str) -> bool:
-        return any(row.version.startswith(version + "#") for row in self.of_id.get(("entity", id_), ()))
+    def _merges(self, row: Row, pushed: Pushed) -> bool:
+        """Whether the server made this row out of two."""
+        sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
+        return row.until != row.seq and not sent and row.entity().merged is True
 
-    def _check_acks(self, pushed: Pushed, answer: Body) -> None:
+    def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
+        """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
+        if not pushed.offered & {(row.kind, row.id, name) for name in (row.version, row.version.partition("#")[0])}:
+            return False
+        common = pushed.common
+        return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
+
+    def _chain(self, seq: int) -> bytes | None:
+        """The chain at a place; None after the end."""
+        if seq == 0:
+            return bytes(16)
+        return self.rows[seq - 1].chain if seq <= len(self.rows) else None
+
+    def has(self, place: Cursor) -> bool:
+        """PROTOCOL 4.2: whether a place is of this log."""
+        return self._chain(place.seq) == place.chain
+
+    def check_tombstones(self, pushed: Pushed, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]) -> None:
+        """PROTOCOL 6.2: a tombstone wins; only a person's edit that follows it brings the entity back."""
+        for row, was in self.steps(fresh, before):
+            if self._decided(row, was, pushed):
+                continue
+            self._check_tombstone(row, was, merged=self._merges(row, pushed))
+
+    def check_losses(
+        self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
+    ) -> None:
+        """Law 4: nothing that was written stops counting without a word, and what is told of can be read back."""
+        lost = _Lost(answer)
+        for id_, version in lost.pairs:
+            if ("entity", id_, version) not in self.by_version and not self.renamed("entity", id_, version):
+                self._broken("4 (kept)", f"the conflict names {id_} {version}, which cannot be read back")
+        for row, was in self.steps(fresh, before):
+            if not self._decided(row, was, pushed):
+                self._check_loss(row, was, lost, pushed)
+        for row in fresh:
+            now = before.get((row.kind, row.id))
+            if row.kind != "edge" or not row.via or row.until == row.seq or now is None:
+                continue
+            if now.edit > row.edit + 1_000_000 and not self._decided(row, now, pushed):
+                # PROTOCOL 4.14: what comes back undoes nothing that was written since.
+                self._broken("4 (kept)", f"{row.id} {row.version} came back in the place of {now.version}")
+
+    def check_acks(self, pushed: Pushed, answer: Body) -> None:
+        """Laws 1 and 3: what is acknowledged is in the log, what is not is refused by name."""
+        if not pushed.rows:
+            return
+        if answer.get("resync") and not answer.get("acks") and "witness" in answer.get("features", ()):
+            return  # PROTOCOL 4.11: for one whose log was set back nothing is done before it has located
         # A refusal may be long only where that helps a person, so names are told clipped.
         refused = {(item["id"], item["version"]) for item in answer.get("refused", ())}
         acks = answer.get("acks")
@@ -347,7 +447,7 @@ class Ledger:
             is_kept = self.find(row) is not None or self._noop(row)
             if is_acked and not is_kept:
                 self._broken("3 (atomic)", f"{kind} {row.id} {row.version} is acknowledged and not in the log")
-            if acked is None and row.id in named[kind]:
+            if (acked is None and row.id in named[kind]) or ("taken" in answer and is_kept):
                 continue
             if not is_acked and (clip(row.id), clip(row.version)) not in refused:
                 others = [other.version for other in pushed.rows if other.id == row.id]
@@ -362,21 +462,18 @@ class Ledger:
             if ack["head"] != (now.version if now else None):
                 self._broken("1 (ack)", f"the ack {ack} names a head that is not current")
 
-    def _check_loss(self, row: Row, before: Row | None, lost: _Lost, pushed: Pushed) -> None:
-        """Law 4: nothing that was written stops counting without a word."""
-        if before is None:
-            return
+    def _check_loss(self, row: Row, before: Row, lost: _Lost, pushed: Pushed) -> None:
         entity = row.entity()
-        sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
-        if row.until != row.seq and entity.merged is True and not sent:
+        if self._merges(row, pushed):
             parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
             other = next((parent for parent in parents if parent and parent.version != before.version), None)
             if other is None or before.version not in entity.parent_versions:
                 self._broken("4 (kept)", f"{row.id} {row.version} is no merge of {before.version} and another row")
-            self._check_tombstone(row, before, merged=True)
             self._check_merge(row, before, other, lost)
             return
-        self._check_tombstone(row, before)
+        alike = same(document(row), document(before)) or (row.deleted and before.deleted)
+        if alike and (row.until == row.seq or row.via):
+            return  # what comes back may take the place of what says the same
         if row.until != row.seq:
             if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
                 row.id, before.version
@@ -384,22 +481,19 @@ class Ledger:
                 self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
             return
         now = self.current["entity", row.id]
-        if row.version in self.ancestors(row.id, (now.version,)):
+        # What it was merged into may have lost in the same push, and that is told of.
+        if row.version in self.ancestors(row.id, (now.version, *lost.versions.get(row.id, ()))):
             return
-        if same(document(row), document(before)) or (row.deleted and before.deleted):
-            return
-        original = row.version.partition("#")[0]
-        if lost.names(row.id, original) or lost.names(row.id, row.version):
+        if lost.names(row.id, row.version.partition("#")[0]):
             return
         base = self.base_of(row)
-        if base is not None and not base.deleted:
+        if base is not None:
             blended = list(blend(document(base), document(before), document(row)))
             if all(value is not ... and _is(at(document(before), path), value) for path, value in blended):
                 return
         self._broken("4 (kept)", f"{row.id} {row.version} lost to {before.version} without a word")
 
-    def _check_tombstone(self, row: Row, before: Row, *, merged: bool = False) -> None:
-        """PROTOCOL 6.2: a tombstone wins; only a person's edit that follows it brings the entity back."""
+    def _check_tombstone(self, row: Row, before: Row, *, merged: bool) -> None:
         if row.until != row.seq:
             follows = before.version in self.ancestors(row.id, row.entity().parent_versions)
             if _gone(before) and not _gone(row) and (merged or not follows):
@@ -431,7 +525,7 @@ class Ledger:
         if contested and not any(lost.names(row.id, parent.version) for parent in (one, other)):
             self._broken("4 (kept)", f"{row.id} {row.version} decided a conflict without a word")
 
-    def _check_lens(self, pushed: Pushed, before: Mapping[tuple[Kind, str], Row]) -> None:
+    def check_lens(self, pushed: Pushed, before: Mapping[tuple[Kind, str], Row]) -> None:
         """Law 6: a v1 push changes nothing that v1 cannot see."""
         written = {record.get("entity_id") for record in pushed.records}
         for key, row in self.current.items():

@@ -34,6 +34,8 @@ from inbetweenies.ops.manifest import manifest_of
 from inbetweenies.replica import State, copy_of
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores.sqlite import SqliteStore
+from inbetweenies.testing.simulator.runner import run_seeds
+from inbetweenies.testing.simulator.world import SimulatedWorld
 from inbetweenies.wire import load, v2
 
 from . import data, live
@@ -75,6 +77,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     idle: int = 900
     short_turns: int = 15
     long_turns: int = 2
+    histories: int = 300
 
 
 QUICK: Final = Sizes(
@@ -93,6 +96,7 @@ QUICK: Final = Sizes(
     crowd_turns=1,
     short_turns=1,
     long_turns=1,
+    histories=20,
 )
 
 
@@ -252,6 +256,22 @@ def route(bench: Bench) -> list[Row]:
     values, floors = in_turns(bench.sizes.short_turns, *_often(5, lambda: router.route(body), decoded))
     note = "CPU in this process; the whole of `route`, over gate and typed decode of the same body"
     return [held_against("route", values, floors, unit="ms", scale=MS, most=1.2, note=note)]
+
+
+def simulate(bench: Bench) -> list[Row]:
+    """Small histories of the simulator, faults, codecs, engine, clients and all checks included."""
+    histories = bench.sizes.histories
+    turns = count()
+    world = SimulatedWorld()
+
+    def ours() -> float:
+        first = next(turns) * histories
+        seeds = range(first, first + histories)
+        return MS * own_cpu(lambda: run_seeds(world, seeds, "small", 0)) / histories
+
+    [values] = in_turns(bench.sizes.turns, ours)
+    note = f"CPU in this process for one small history; mean of {histories:,}; 5 ms are 200 in a second"
+    return [bounded("simulate", values, unit="ms", most=5, note=note)]
 
 
 def negotiate(bench: Bench) -> list[Row]:
@@ -798,6 +818,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         codec_decode,
         journal_write,
         route,
+        simulate,
         negotiate,
         push_10k,
         pull_10k,

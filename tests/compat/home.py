@@ -18,8 +18,8 @@ from blowing_off import BlowingOffClient
 from inbetweenies.auth import SqliteTokens
 from inbetweenies.model import ENTITY_TYPES, SOURCE_TYPES, Entity, Relationship
 from inbetweenies.stores.sqlite import SqliteStore
-from inbetweenies.testing.fleet_clients import Body, Done, World
-from inbetweenies.testing.fleet_laws import Ledger, Pushed
+from inbetweenies.testing.fleet_base import Body, Done, Pushed, World
+from inbetweenies.testing.fleet_laws import Ledger
 from tests.compat.peers import BlowingOff, HomeKitV1, KittenKongApp, Peer
 from tests.server.calls import SYNC, sync
 from tests.support import SECOND, Server, run

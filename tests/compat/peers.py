@@ -16,7 +16,9 @@ from msgspec.structs import replace
 
 from inbetweenies.limits import canonical
 from inbetweenies.model import SOURCE_TYPES, Relationship, format_time
-from inbetweenies.testing.fleet_clients import V1, Body, Client, DeployedV2, KittenKong, World
+from inbetweenies.testing.fleet_base import Body, Client, World
+from inbetweenies.testing.fleet_clients import DeployedV2, KittenKong
+from inbetweenies.testing.fleet_v1 import V1
 from tests.compat import needs
 from tests.server.calls import GUARD_SECONDS, SYNC
 

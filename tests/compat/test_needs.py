@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from inbetweenies.testing.fleet_clients import World
+from inbetweenies.testing.fleet_base import World
 from tests.compat import needs
 from tests.compat.home import Time, broken
 from tests.compat.peers import BlowingOff, HomeKitV1, KittenKongApp, PendingRollbackError

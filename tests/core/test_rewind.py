@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from inbetweenies import exchange, rewind
+from inbetweenies import engine, exchange, rewind
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.model import (
     Change,
@@ -22,6 +22,8 @@ from inbetweenies.model import (
     Relationship,
     SyncRequest,
     SyncResponse,
+    body_of,
+    row_hash,
 )
 from inbetweenies.stores.memory import MemoryStore
 from tests.support import NOW, SECOND, Server, at, edge, entity, run
@@ -456,6 +458,102 @@ def test_a_row_that_did_not_stand_for_its_id_is_only_kept(lab: Lab) -> None:
     assert (["superseded"], (), {}) == ([ack.outcome for ack in answer.acks], answer.conflicts, answer.taken)
     assert LAMP == lab.current("lamp")
     assert ["peer"] == [row.via for row in lab.held(Reads(history=("lamp",))).history["lamp"] if not row.current]
+
+
+def test_a_row_that_comes_back_before_its_ancestors_is_not_replaced_by_them(lab: Lab) -> None:
+    place = lab.write(lamp(1, on=0))
+    again = lamp(2, lamp(1, on=0), on=1)  # arrives late, from before the log was set back
+    other = lamp(3, again, on=0)
+    newest = lamp(4, other, on=1)
+    lab.write(again)
+    # Its first holder was only told what was current, so that nothing tells here what lies between.
+    lab.offer(newest, common=place)
+    lab.offer(other, newest, common=place)
+
+    assert newest == lab.current("lamp")
+
+
+def test_a_row_that_comes_back_and_says_what_is_there_already_is_no_newer_for_it(lab: Lab) -> None:
+    place = lab.write(lamp(1, on=0))
+    now = lamp(5, lamp(1, on=0), on=1)
+    lab.write(now)
+    lab.offer(lamp(4, lamp(3, on=0), on=1), common=place)
+
+    assert now == lab.current("lamp")
+
+
+def test_what_lost_before_the_rows_it_descends_from_came_back_stands_again(lab: Lab) -> None:
+    place = lab.write(lamp(9, on=9))
+    one = lamp(1, on=1)
+    newest = lamp(2, one, on=2)
+    lab.write(newest)  # comes late, from whoever was told it before the log was set back
+    assert newest != lab.current("lamp")
+    for _ in range(2):
+        lab.offer(one, newest, common=place)
+
+    now = lab.current("lamp")
+    assert (newest.content, newest.parent_versions) == (now.content, now.parent_versions)
+    assert now.version.startswith(f"{newest.version}#")
+    assert 5 == len(lab.held(Reads(history=("lamp",))).history["lamp"])
+
+
+def test_what_came_back_as_a_row_that_lost_stands_where_nothing_else_does() -> None:
+    lab = Lab()
+    lab.offer(LAMP, aside=True)
+    lab.offer(LAMP)
+
+    assert LAMP.content == lab.current("lamp").content
+
+
+def test_what_two_rows_were_merged_into_may_come_back_before_one_of_them(lab: Lab) -> None:
+    place, backup = lab.head.cursor, lab.backup()
+    one, other = lamp(1, on=1), after(LAMP, 2, "bob", name="Light")
+    lab.write(one)
+    lab.write(other)
+    merged = lab.current("lamp")
+    assert merged.merged is True
+    lab.store = backup
+    lab.write(one)
+    lab.offer(merged, aside=True, common=place)
+    for _ in range(2):
+        lab.offer(other, common=place)
+
+    now = lab.current("lamp")
+    assert (merged.name, merged.content, merged.parent_versions) == (now.name, now.content, now.parent_versions)
+    assert now.version.startswith(f"{merged.version}#")
+
+
+def test_a_merge_that_came_back_twice_is_made_under_a_name_of_its_own(lab: Lab) -> None:
+    place, backup = lab.head.cursor, lab.backup()
+    one, other = lamp(1, on=1), after(LAMP, 2, "bob", name="Light")
+    lab.write(one)
+    lab.write(other)
+    merged = lab.current("lamp")
+    lab.store = backup
+    again = replace(merged, version=engine.beside(merged.version, row_hash("entity", body_of(merged))))
+    lab.write(one)
+    lab.offer(merged, aside=True, common=place)
+    lab.offer(again, aside=True, common=place)
+    for _ in range(2):
+        lab.offer(other, common=place)
+
+    now = lab.current("lamp")
+    assert (merged.name, merged.content) == (now.name, now.content)
+    assert now.version.startswith(f"{again.version}#")
+
+
+def test_an_edge_whose_entity_only_lost_is_told_to_those_who_can_take_it_alone() -> None:
+    lab = Lab()
+    link = edge("link", LAMP, ROOM)
+    lab.write(ROOM)
+    lab.offer(LAMP, aside=True)
+    lab.offer(link)
+
+    assert {"room", "link"} == {row.id for row in lab.say(full=True).rows}
+    deployed = lab.say(full=True, features=frozenset())
+    assert ({"room"}, {}) == ({row.id for row in deployed.rows}, deployed.carriers)
+    pieces = lab.say(full=True, features=frozenset(), pieces=True)
+    assert {"room"} == {row.id for row in pieces.rows}
 
 
 def test_a_tombstone_that_was_lost_comes_back(lab: Lab) -> None:

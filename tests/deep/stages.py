@@ -8,12 +8,13 @@ from msgspec import Struct
 
 
 class Stage(Struct, frozen=True):
-    """Some tests of the suite, and how many examples they try together."""
+    """Some tests of the suite, and how many examples they try together; or a `command` that prints its own figures."""
 
     what: str
     count: int
-    shared_by: int
-    tests: tuple[str, ...]
+    shared_by: int = 1
+    tests: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
 
 
 _STORM: Final = "tests/storm/"
@@ -36,6 +37,29 @@ STAGES: Final = {
     ),
     "fleet": Stage(
         "{count} histories of a mixed fleet, in memory and on SQLite", 4_000, 2, ("tests/fleet/test_fleet.py",)
+    ),
+    "simulate": Stage(
+        "{count} simulated histories with faults, every invariant checked",
+        1_000_000,
+        command=("-m", "inbetweenies.testing", "simulate", "--jobs", "2", "--runs", "{count}"),
+    ),
+    "simulate-sqlite": Stage(
+        "{count} simulated histories over SQLite files with a failing disk",
+        50_000,
+        command=("-m", "inbetweenies.testing", "simulate", "--store", "sqlite", "--jobs", "2", "--runs", "{count}"),
+    ),
+    "simulate-real": Stage(
+        "{count} simulated histories with our own clients instead of models of them",
+        50_000,
+        command=(
+            *("-m", "inbetweenies.testing", "simulate", "--jobs", "2", "--runs", "{count}"),
+            *("--world", "tests.simulator.real_clients:RealClients"),
+        ),
+    ),
+    "mutants": Stage(
+        "every planted bug, for at most {count} histories each",
+        1_000,
+        command=("-m", "tests.fleet.mutants", "--runs", "{count}"),
     ),
     "fuzz": Stage(
         "{count} times twenty mutated messages to a server in memory", 20_000, 1, ("tests/hostile/test_fuzz.py",)

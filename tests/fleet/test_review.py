@@ -17,7 +17,7 @@ from inbetweenies.model import ENTITY_TYPES, Reads
 from inbetweenies.router import ProtocolFallback, ProtocolHandler
 from inbetweenies.store import Store
 from inbetweenies.testing.fleet import MixedFleet
-from inbetweenies.testing.fleet_clients import codec, installed
+from inbetweenies.testing.fleet_base import codec, installed
 
 POLICY = Policy(rules=dict.fromkeys(ENTITY_TYPES, manual))
 SETTINGS = settings(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from inbetweenies.model import Held, Reads
 from inbetweenies.router import ProtocolFallback
 from tests.support import NOW, SECOND, Server, at, entity, run
@@ -231,3 +233,66 @@ def test_a_repeated_request_and_ack_do_not_confirm_what_was_not_heard() -> None:
     there.ack("c", 1)
 
     assert "cabin" in there.read("c", "2030-01-01T00:00:00.000000")
+
+
+# --- open: found by the simulator, each in the push of v1 records --------------------------------------------------
+
+
+def v2(there: Home, second: int, after: list[int], content: dict[str, Any]) -> None:
+    """A row of the home, pushed by a client of v2; `after` names its parents by their seconds."""
+    version = "2026-06-15T09:40:{:02d}.000000+00:00-000000-m".format
+    row = {
+        "id": "home",
+        "version": version(second),
+        "entity_type": "home",
+        "name": "home",
+        "content": content,
+        "source_type": "manual",
+        "user_id": "m",
+        "parent_versions": [version(parent) for parent in after],
+    }
+    change = {"change_type": "update", "entity": row}
+    there.say(protocol_version="inbetweenies-v2", device_id="m", user_id="m", sync_type="full", changes=[change])
+
+
+@pytest.mark.xfail(strict=True, reason="acknowledged without a row, as no edit; with the next ack it becomes one")
+def test_what_a_v1_client_makes_where_something_was_deleted_is_kept_and_brings_nothing_back() -> None:
+    there = Home()
+    v2(there, 1, [], {"deleted": True})
+
+    for second in (11, 12):
+        there.push("c", home("home", 10))
+        there.read("c")
+        there.ack("c", second)
+
+        assert 2 == len(there.held(Reads(history=("home",))).history["home"])
+        assert "home" not in there.read("x")
+
+
+def test_who_never_heard_that_a_home_was_deleted_takes_nothing_from_who_brought_it_back() -> None:
+    there = Home()
+    v2(there, 1, [], {})
+    v2(there, 2, [1], {"deleted": True})
+    there.read("c")
+    there.ack("c", 3)
+    v2(there, 10, [2], {"deep": {"x": 1}})
+
+    there.push("c", home("home", 20, name="Villa"))
+
+    row = there.held(Reads(entities=("home",))).entities["home"].entity()
+    assert ("Villa", b'"deep":{"x":1}') == (row.name, bytes(row.content)[1:15])
+
+
+@pytest.mark.xfail(strict=True, reason="its own late push counts as known, though it took a newer record since")
+def test_an_edit_that_comes_late_is_not_undone_by_who_made_it_and_forgot_it() -> None:
+    there = Home()
+    there.push("d", home("home"))
+    late = {**there.read("c")["home"], "is_primary": True, "updated_at": t(5)}
+    there.push("d", home("home", 10, name="Villa"))
+    told = there.read("c")["home"]  # newer than its own, so it takes this, and its own edit is gone
+    there.push("c", late)
+
+    there.push("c", {**told, "name": "Haus", "updated_at": t(20)})
+
+    shown = there.read("x")["home"]
+    assert ("Haus", True) == (shown["name"], shown["is_primary"])

@@ -15,7 +15,7 @@ from inbetweenies.model import Context, Entity, Relationship, SyncRequest, body_
 from inbetweenies.negotiation import check_name
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.testing import strategies
-from inbetweenies.testing.fleet_clients import codec
+from inbetweenies.testing.fleet_base import codec
 from tests.support import run
 
 LIMITS = Limits()

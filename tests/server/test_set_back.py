@@ -24,7 +24,7 @@ import pytest
 from blowing_off import BlowingOffClient
 from inbetweenies import cli
 from inbetweenies.auth import SqliteTokens
-from inbetweenies.testing.fleet_clients import Act, World
+from inbetweenies.testing.fleet_base import Act, World
 from tests.compat.peers import HomeKitV1
 from tests.server.calls import GUARD_SECONDS, ROOT, environment
 from tests.support import SECOND

@@ -12,6 +12,7 @@ from inbetweenies.errors import StoreError
 from inbetweenies.model import Cursor
 from inbetweenies.stores.heads import SLOT, Heads
 from tests.stores.test_journal import Site, kinds
+from tests.support import NOW
 
 
 @pytest.fixture
@@ -39,6 +40,19 @@ def test_a_file_that_was_set_back_is_noticed_without_a_journal(site: Site) -> No
     third = site.write("e3")
     assert third.stamp > second.stamp
     assert ["fork"] == kinds(site.held())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_times_do_not_go_back_if_a_file_is_set_back_twice_to_the_same_backup(site: Site, first: bool) -> None:
+    now = [NOW]
+    site.options |= {"journal": False, "clock": lambda: now[0]}
+    if first:
+        site.write("e1")
+    backup = site.backup() if first else None
+    last = site.write("e2")
+    for _ in range(2):
+        site.set_back(backup)
+        assert last.stamp <= site.held().head.stamp
 
 
 def test_a_graph_that_is_gone_altogether_is_noticed(site: Site) -> None:

@@ -23,8 +23,10 @@ from blowing_off.transport import BadAnswer, HttpTransport, Refused, Unreachable
 from inbetweenies.engine import beside
 from inbetweenies.limits import canonical
 from inbetweenies.model import Entity, Relationship, body_of, edge_version, format_time, parse_time, row_hash
-from inbetweenies.testing.fleet_clients import V1, DeployedV2, World
+from inbetweenies.testing.fleet_base import World
+from inbetweenies.testing.fleet_clients import DeployedV2
 from inbetweenies.testing.fleet_laws import pushed_by
+from inbetweenies.testing.fleet_v1 import V1
 from tests.storm.log import Key, Line
 from tests.storm.processes import Gone, Peer
 from tests.storm.replica import replica

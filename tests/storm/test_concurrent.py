@@ -22,7 +22,8 @@ import msgspec
 
 from blowing_off import BlowingOffClient
 from inbetweenies.model import format_time, make_version, parse_time
-from inbetweenies.testing.fleet_clients import V1, DeployedV2
+from inbetweenies.testing.fleet_clients import DeployedV2
+from inbetweenies.testing.fleet_v1 import V1
 from tests.server.calls import entity, sync, write
 from tests.storm.clients import world
 from tests.storm.log import lines

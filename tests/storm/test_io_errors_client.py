@@ -28,7 +28,7 @@ from inbetweenies.model import Reads, Span
 from inbetweenies.replica import Absorbed
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores.memory import MemoryStore
-from inbetweenies.testing.fleet_clients import installed
+from inbetweenies.testing.fleet_base import installed
 from tests.client.test_client import Clock, Home
 from tests.storm.faults import Fault, Faults, planned
 from tests.storm.log import Key, dump

@@ -1,0 +1,119 @@
+"""Histories of a fleet with faults: none breaks an invariant, all faults happen, and a seed is one history."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inbetweenies.errors import RemoteProtocolError
+from inbetweenies.limits import checked_decode, gate
+from inbetweenies.testing.simulator import SimulatedWorld, replay, run_seed, run_seeds
+from inbetweenies.testing.simulator.disk import SqliteWorld
+from inbetweenies.testing.simulator.faults import AT_THE_SERVER, FAULTS, swarm
+from inbetweenies.testing.simulator.network import damaged
+from tests.simulator.real_clients import RealClients
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Histories in the suite: some ten seconds. `python -m tests.deep simulate` plays a million.
+SMALL = 1_500
+
+
+def test_no_history_breaks_an_invariant_and_every_fault_happens() -> None:
+    tally = run_seeds(SimulatedWorld(), range(SMALL), "small")
+
+    assert [] == tally.failures
+    assert set(FAULTS) == set(tally.faults)
+    assert tally.acked > 2 * SMALL
+    assert SMALL // 100 == tally.reruns
+
+
+def test_no_larger_history_breaks_an_invariant() -> None:
+    tally = run_seeds(SimulatedWorld(), range(2, 40), "medium")
+
+    assert [] == tally.failures
+
+
+def test_no_history_over_files_breaks_an_invariant() -> None:
+    tally = run_seeds(SqliteWorld(), range(120), "small")
+
+    assert [] == tally.failures
+    assert {*AT_THE_SERVER, "restore", "crash"} <= set(tally.faults)
+
+
+def test_no_history_of_our_own_clients_breaks_an_invariant() -> None:
+    tally = run_seeds(RealClients(), range(150), "small")
+
+    assert [] == tally.failures
+    assert {"restore", "clone", "device_restore", "forget"} <= set(tally.faults)
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_a_recorded_history_is_the_same_as_the_one_that_was_drawn(size: str) -> None:
+    world = SimulatedWorld()
+    for seed in range(12):
+        drawn = run_seed(world, seed, size)
+
+        played = replay(world, drawn.setting, drawn.script)
+
+        assert drawn.broken is None
+        assert (drawn.trace, drawn.script) == (played.trace, played.script)
+
+
+def test_every_seed_leaves_another_trace() -> None:
+    world = SimulatedWorld()
+
+    assert 100 == len({run_seed(world, seed, "small").trace for seed in range(100)})
+
+
+TRACES = """
+import sys
+from inbetweenies.testing.simulator import SimulatedWorld, run_seed
+world = SimulatedWorld()
+print(*(run_seed(world, seed, size).trace for size, count in (("small", 40), ("medium", 6)) for seed in range(count)))
+"""
+
+
+def test_the_order_of_sets_decides_nothing() -> None:
+    def traces(hash_seed: str) -> str:
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", TRACES], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    first, *others = (traces(seed) for seed in ("0", "1", "4711"))
+
+    assert 46 == len(first.split())
+    assert [first, first] == others
+
+
+def test_about_half_of_the_faults_exist_in_a_history() -> None:
+    exist = Counter(name for seed in range(400) for name in swarm(Random(seed)))
+
+    assert set(FAULTS) == set(exist)
+    assert all(120 < count < 280 for count in exist.values())
+
+
+def read(body: bytes) -> None:
+    gate(body)
+    checked_decode(msgspec.json.Decoder(), body)
+
+
+@given(body=st.lists(st.text()), kind=st.sampled_from(["truncate", "flip"]), where=st.integers(0, 10_000))
+@settings(max_examples=100)
+def test_damage_can_always_be_noticed(body: Any, kind: Any, where: int) -> None:
+    whole = json.dumps({"message": body}, ensure_ascii=False).encode()
+
+    with pytest.raises(RemoteProtocolError):
+        read(damaged(whole, (kind, where)))
