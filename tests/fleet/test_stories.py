@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from inbetweenies.model import Held, Reads
 from inbetweenies.router import ProtocolFallback
 from tests.support import NOW, SECOND, Server, at, entity, run
@@ -282,7 +280,6 @@ def test_who_never_heard_that_a_home_was_deleted_takes_nothing_from_who_brought_
     assert ("Villa", b'"deep":{"x":1}') == (row.name, bytes(row.content)[1:15])
 
 
-@pytest.mark.xfail(strict=True, reason="its own late push counts as known, though it took a newer record since")
 def test_an_edit_that_comes_late_is_not_undone_by_who_made_it_and_forgot_it() -> None:
     there = Home()
     there.push("d", home("home"))

@@ -113,8 +113,6 @@ class Stage:
         #: again although they hold something, of a server that has started since.
         self._answered: dict[int, int] = {}
         self._unheard: set[int] = set()
-        #: The last request of each v1 device of which it heard the answer.
-        self._pulled: dict[int, int] = {}
         self._trace = blake2b(digest_size=16)
         rules = [rule(self) for rule in world.invariants]
         self.rules: dict[type[Invariant], Invariant] = dict(zip(world.invariants, rules, strict=True))
@@ -253,13 +251,7 @@ class Stage:
     def on_arrive(self, n: int, damage: Damage | None, fault: str | None) -> int | None:
         """A letter reaches the server; the number of the answer to it, None if there is none."""
         letter = self.letters.get(n)
-        return None if letter is None or self.is_known_break(letter) else self.deliver(letter, damage, fault)
-
-    def is_known_break(self, letter: Letter) -> bool:
-        """What is known to go wrong, and left out of histories: a push of v1 that is late, and comes after its client
-        heard of a newer record. Its own late push counts as known to it, so its next edit takes that back; nothing in
-        v1 says otherwise (PROTOCOL 8.13)."""
-        return bool(letter.pushed.records) and letter.exchange < self._pulled.get(letter.device, -1)
+        return None if letter is None else self.deliver(letter, damage, fault)
 
     def deliver(self, letter: Letter, damage: Damage | None = None, fault: str | None = None) -> int | None:
         """One delivery, and everything that can be seen to hold after it."""
@@ -334,8 +326,6 @@ class Stage:
             return False
         client = device.client
         client.listen(damaged(reply.body, damage), ok=reply.ok)
-        if not client.failed and b'"type":"sync_request"' in letter.body:
-            self._pulled[device.number] = letter.exchange
         if client.wire == V1.wire and client.now > self.server_clock():
             self._clocks_ahead.add(device.number)
         if self.tell is not None:
@@ -574,8 +564,7 @@ class Stage:
         for rule in self.rules.values():
             rule.healing()
         waiting = [letter for letter in self.letters.values() if not letter.deliveries]
-        late = [letter for letter in waiting[-4:] if not self.is_known_break(letter)]
-        for letter in late:
+        for letter in waiting[-4:]:
             self.deliver(letter)
         self.settle()
         self.say("everybody is at rest")

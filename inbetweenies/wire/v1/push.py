@@ -314,6 +314,7 @@ def _pushed(
         if any(edge.seq > job.seen_at for edge in leaving):
             made = (edge_id(name, job.entity_id, link) for link in job.links)
             edges[job.index] = tuple(dict.fromkeys([*(edge.id for edge in leaving), *made])) if job.links else ()
+            rows[job.entity_id] = None  # with each move came a row that tells what it was made from
     wanted = tuple(dict.fromkeys(id_ for ids in edges.values() for id_ in ids))
     if not rows and not wanted:
         return jobs
@@ -328,17 +329,33 @@ def _pushed(
         looked_at = len(held.history.get(job.entity_id, ()))
         looked_at += sum(len(held.edge_history.get(id_, ())) for id_ in edges.get(job.index, ()))
         allowance.spend(VISIT_BYTES * looked_at)
-        own = [row for row in held.history.get(job.entity_id, ()) if row.seq > job.seen_at and writer.owns(row)]
+        history = held.history.get(job.entity_id, ())
+        own = [row for row in history if row.seq > job.seen_at and writer.owns(row)]
         job.first = own[0].seq if own else 0
-        job.own = tuple(_as_made(filter(job.follows, own)))
+        forgotten = _forgotten(own, history, job.seen_at) if job.seen_at else frozenset()
+        job.own = tuple(_as_made(row for row in own if job.follows(row) and row.version not in forgotten))
         moves = [row for id_ in edges.get(job.index, ()) for row in held.edge_history.get(id_, ()) if writer.owns(row)]
         moves = [row for row in moves if row.seq > job.seen_at]
-        before = sorted(filter(job.follows, moves), key=lambda row: row.seq)
+        before = [row for row in moves if job.follows(row) and row.version not in forgotten]
+        before.sort(key=lambda row: row.seq)
         job.said = _ends(_as_made(before))
         # As with `_last`: what came last and what was made last may be two, and this may be built on either.
         job.said.update((link, end) for link, end in _ends(before).items() if end == job.item.fields.get(link))
         job.unsaid = frozenset(_link(row) for row in moves if not job.follows(row) and row.version != job.version)
     return done
+
+
+def _forgotten(own: Iterable[Row], history: Sequence[Row], seen_at: int) -> frozenset[str]:
+    """Of the rows that a client pushed, those of which it knows no more since it took the record of `seen_at` over its
+    own: they were made from an older one, and only came after it."""
+    then = max((row.seq for row in history if row.seq <= seen_at and row.until != row.seq), default=0)
+    seqs = {row.version: row.seq for row in history}
+    forgotten: dict[str, bool] = {}
+    for row in own:
+        base = next(iter(row.entity().parent_versions), "")
+        # What it made from its own is known or forgotten with that.
+        forgotten[row.version] = forgotten.get(base, seqs.get(base, 0) < then)
+    return frozenset(version for version, gone in forgotten.items() if gone)
 
 
 def _as_made(rows: Iterable[Row]) -> list[Row]:
