@@ -350,7 +350,7 @@ class _Work:
             over_entity, over_current, current, mine, entity, body, hash_, here, there
         ):
             return
-        base = merge.merge_base(over_entity, rows) if self.policy.three_way else None
+        base = merge.merge_base(over_entity, rows, parents) if self.policy.three_way else None
         if base is not None:
             self.merge(base, current, mine, entity, body, hash_, here, there)
             return
@@ -388,9 +388,9 @@ class _Work:
         there: merge.Side,
     ) -> bool:
         """PROTOCOL 6.8: whether the rule of the type settled it, or left it to a person."""
-        rows, _ = self.lineage(entity.id)
-        base = merge.shared(above, line, rows)
-        if merge.nothing_new(entity, above, base, rows):
+        rows, parents = self.lineage(entity.id)
+        base = merge.shared(above, line, rows, parents)
+        if merge.nothing_new(entity, above, base, rows, parents):
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
             return True

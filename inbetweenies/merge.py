@@ -172,28 +172,43 @@ def parents_first(rows: Sequence[tuple[str, Iterable[str]]]) -> list[int]:
     return list(taken)
 
 
-def merge_base(above: Iterable[str], rows: Mapping[str, Row]) -> Row | None:
+def merge_base(above: Iterable[str], rows: Mapping[str, Row], parents: Mapping[str, tuple[str, ...]]) -> Row | None:
     """PROTOCOL 6.3: what both sides are compared with: the newest held row of those `above` the pushed one, which are
-    its `ancestors`.
+    its `ancestors`; `parents` has those of each row.
 
     Not only one that the current row descends from too: what the pushed row's own ancestors lost was decided when they
-    came, and must not be fought over again by each edit that follows them. None if no ancestor is held.
+    came, and must not be fought over again by each edit that follows them. Nor one that came after a row that descends
+    from it: of that row nothing would be known then. None if no ancestor is held.
     """
-    known = [rows[version] for version in above if version in rows]
-    return max(known, key=lambda row: row.seq, default=None)
+    known = {version: rows[version] for version in above if version in rows}
+    followed = {parent for version in known for parent in parents[version] if parent != version}
+    # In a circle of parents each is followed by another.
+    ends = [row for version, row in known.items() if version not in followed] or known.values()
+    return max(ends, key=lambda row: row.seq, default=None)
 
 
-def shared(above: Iterable[str], over_current: set[str], rows: Mapping[str, Row]) -> Row | None:
-    """PROTOCOL 6.8: the newest held row that both sides of a contest descend from; None if none is held."""
-    return merge_base(over_current.intersection(above), rows)
+def shared(
+    above: Iterable[str],
+    over_current: set[str],
+    rows: Mapping[str, Row],
+    parents: Mapping[str, tuple[str, ...]],
+) -> Row | None:
+    """PROTOCOL 6.8: the `merge_base` of what both sides of a contest descend from; None if none of that is held."""
+    return merge_base(over_current.intersection(above), rows, parents)
 
 
-def nothing_new(entity: Entity, above: Iterable[str], base: Row | None, rows: Mapping[str, Row]) -> bool:
+def nothing_new(
+    entity: Entity,
+    above: Iterable[str],
+    base: Row | None,
+    rows: Mapping[str, Row],
+    parents: Mapping[str, tuple[str, ...]],
+) -> bool:
     """PROTOCOL 6.9: whether a row says what both sides had before them, `base`, and what its writer had: the newest
     held row of those `above` it. Who takes back what waits does say something."""
     if base is None or not alike(base.entity(), entity):
         return False
-    own = merge_base(above, rows) or base
+    own = merge_base(above, rows, parents) or base
     return own is base or alike(own.entity(), entity)
 
 

@@ -124,14 +124,14 @@ def waiting(history: Iterable[Row], policy: Policy, limits: Limits) -> tuple[Ope
     found = []
     for theirs in ends:
         above = ancestors(parents[theirs.version], parents)
-        base = shared(above, line, rows)
+        base = shared(above, line, rows, parents)
         older = set() if base is None else ancestors((base.version,), parents)
         since = [
             rows[version]
             for version in line - older
             if version in rows and (base is not None or _reaches(rows[version], theirs))
         ]
-        idle = _is_said(theirs, since) or nothing_new(theirs.entity(), above, base, rows)
+        idle = _is_said(theirs, since) or nothing_new(theirs.entity(), above, base, rows, parents)
         if not idle and _is_left(policy, base, current, theirs, limits):
             found.append(Open(mine=current, theirs=theirs, base=base))
     return tuple(found)

@@ -306,10 +306,13 @@ class Ledger:
         return seen
 
     def base_of(self, pushed: Row) -> Row | None:
-        """What a pushed row is compared against: the newest row that it descends from, on which all is decided."""
+        """What a pushed row is compared against: of the rows that it descends from and that no other of them follows,
+        the newest, on which all is decided."""
         versions = self.ancestors(pushed.id, pushed.entity().parent_versions)
         rows = [row for row in self.of_id["entity", pushed.id] if row.version in versions]
-        return rows[-1] if rows else None
+        followed = {parent for row in rows for parent in row.entity().parent_versions if parent != row.version}
+        ends = [row for row in rows if row.version not in followed] or rows
+        return ends[-1] if ends else None
 
     # --- laws
 

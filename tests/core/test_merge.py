@@ -185,12 +185,33 @@ def row(version: str, seq: int, *parents: str) -> Row:
 
 @pytest.mark.parametrize(
     ("parents", "expected"),
-    [(("a",), "a"), (("b", "a"), "b"), (("unheard", "a"), "a"), (("unheard",), None), ((), None)],
+    [
+        (("a",), "a"),
+        (("b", "a"), "b"),
+        (("unheard", "a"), "a"),
+        (("late", "a"), "late"),
+        (("d",), "d"),
+        (("ring",), "round"),
+        (("self",), "self"),
+        (("unheard",), None),
+        ((), None),
+    ],
 )
-def test_the_base_is_the_newest_row_that_both_descend_from(parents: tuple[str, ...], expected: str | None) -> None:
-    rows = {item.version: item for item in (row("a", 1), row("b", 2, "a"), row("c", 3, "b"), row("d", 4, "c"))}
+def test_the_base_is_the_newest_held_ancestor_that_no_other_one_descends_from(
+    parents: tuple[str, ...], expected: str | None
+) -> None:
+    held = (
+        row("a", 1),
+        row("b", 2, "a"),
+        row("d", 4, "late", "a"),
+        row("late", 5),
+        row("ring", 6, "round"),
+        row("round", 7, "ring"),
+        row("self", 8, "self"),
+    )
+    rows = {item.version: item for item in held}
     history = {version: item.entity().parent_versions for version, item in rows.items()}
-    base = merge.merge_base(merge.ancestors(parents, history), rows)
+    base = merge.merge_base(merge.ancestors(parents, history), rows, history)
 
     assert expected == (base and base.version)
 

@@ -185,6 +185,19 @@ def test_what_lost_does_not_come_back_with_the_next_edit_of_something_else() -> 
     assert b'{"p":"z","q":1}' == bytes(there.current("lamp").content)
 
 
+def test_an_edit_is_not_compared_with_what_its_base_had_followed_and_came_later() -> None:
+    there = Server()
+    first = entity("lamp", at(0), {})
+    seen = entity("lamp", at(10), {"deep": 1}, parent_versions=(first.version,))
+    for row in (seen, entity("lamp", at(20, "bob"), {"deep": 2}), first):
+        there.push(row)
+
+    answer = there.push(entity("lamp", at(30), {"deep": 1, "q": 1}, parent_versions=(seen.version,)))
+
+    assert () == answer.conflicts
+    assert b'{"deep":2,"q":1}' == bytes(there.current("lamp").content)
+
+
 def test_an_id_with_a_refused_row_is_not_named_however_long_it_is() -> None:
     there = Home()
     row = {"id": "x" * 300, "entity_type": "home", "name": "", "content": {}, "source_type": "manual", "user_id": "u"}
@@ -236,14 +249,14 @@ def test_a_repeated_request_and_ack_do_not_confirm_what_was_not_heard() -> None:
 # --- open: found by the simulator, each in the push of v1 records --------------------------------------------------
 
 
-def v2(there: Home, second: int, after: list[int], content: dict[str, Any]) -> None:
-    """A row of the home, pushed by a client of v2; `after` names its parents by their seconds."""
+def v2(there: Home, second: int, after: list[int], content: dict[str, Any], id_: str = "home") -> None:
+    """A row of the home or of the room, pushed by a client of v2; `after` names its parents by their seconds."""
     version = "2026-06-15T09:40:{:02d}.000000+00:00-000000-m".format
     row = {
-        "id": "home",
+        "id": id_,
         "version": version(second),
-        "entity_type": "home",
-        "name": "home",
+        "entity_type": id_,
+        "name": id_,
         "content": content,
         "source_type": "manual",
         "user_id": "m",
@@ -278,6 +291,57 @@ def test_who_never_heard_that_a_home_was_deleted_takes_nothing_from_who_brought_
 
     row = there.held(Reads(entities=("home",))).entities["home"].entity()
     assert ("Villa", b'"deep":{"x":1}') == (row.name, bytes(row.content)[1:15])
+
+
+def placed(there: Home) -> list[tuple[str, str, int]]:
+    """The edges from the room: where each goes, its version and its place in the log."""
+    edges = there.held(Reads(edges_from=("room",))).edges_from.get("room", ())
+    return [(edge.to_id, edge.version, edge.seq) for edge in edges]
+
+
+def test_who_makes_a_room_again_says_where_it_is_and_does_not_move_it_with_the_next_edit() -> None:
+    there = Home()
+    v2(there, 1, [], {})
+    v2(there, 2, [], {}, "room")
+    v2(there, 3, [2], {"deleted": True}, "room")
+    there.read("c")
+    there.ack("c", 4)
+    v2(there, 5, [1], {"deleted": True})
+
+    there.push("c", room(10))
+    before = placed(there)
+    there.push("c", room(20, name="Kitchen"))
+
+    assert ["home"] == [to_id for to_id, _, _ in before]
+    assert before == placed(there)
+
+
+def test_who_makes_a_room_that_is_there_says_where_it_is_and_does_not_move_it_with_the_next_edit() -> None:
+    there = Home()
+    there.push("d", home("cabin"))
+    v2(there, 2, [], {}, "room")
+
+    there.push("c", home("home", 10, is_primary=True), room(10, home_id="cabin"))
+    before = placed(there)
+    there.push("c", room(20, home_id="cabin", name="Kitchen"))
+
+    assert ["cabin"] == [to_id for to_id, _, _ in before]
+    assert before == placed(there)
+
+
+@pytest.mark.parametrize("token", [..., None, "of another server"])
+def test_who_was_shown_a_placeholder_makes_no_edge_of_it(token: Any) -> None:
+    there = Home()
+    there.push("d", home("home"))
+    v2(there, 2, [], {}, "room")
+    told = there.read("c")["room"]
+    if token is None:
+        there.ack("c", 3)
+
+    there.push("c", {**told, "name": "Kitchen", "updated_at": t(10)} | ({} if token is ... else {"sync_id": token}))
+
+    assert "Kitchen" == there.read("x")["room"]["name"]
+    assert [] == placed(there)
 
 
 def test_an_edit_that_comes_late_is_not_undone_by_who_made_it_and_forgot_it() -> None:

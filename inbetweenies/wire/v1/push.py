@@ -422,7 +422,11 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     if fields is not None and not job.path:
         seen = graph if then is None or before is None else then
         for link in SHAPES[job.item.type].links:
-            fields[link] = said_links[link] if link in said_links else link_of(seen, job.entity_id, link)
+            fields[link] = link_of(seen, job.entity_id, link)
+        if "home_id" in fields and job.item.token is None and (before is None or before.deleted):
+            # Who was shown no record was shown no placeholder: to say where a thing is, as it does, is an edit.
+            fields["home_id"] = seen.ways.get(job.entity_id)
+        fields.update(said_links)
     return Known(fields=fields, base=base.entity(), named=named)
 
 
