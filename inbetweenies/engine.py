@@ -168,10 +168,10 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
         if known is not None:
             if known.hash != (hash_ := row_hash("entity", body_of(entity))):
                 clones.append(("entity", entity.id, beside(entity.version, hash_)))
-            elif change.offered and not known.current and ("entity", entity.id) not in change.aside:
+            elif stands_again(request, change, entity) and not known.current:
                 deep[entity.id] = None
             continue
-        if entity.id in held.entities and heads[entity.id] not in entity.parent_versions:
+        if entity.id in held.entities and (change.offered or heads[entity.id] not in entity.parent_versions):
             deep[entity.id] = None
         heads[entity.id] = entity.version
     if not deep and not clones:
@@ -182,6 +182,13 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
 def ends_of(edge: Relationship) -> tuple[tuple[str, str], tuple[str, str]]:
     """Both ends of an edge, each an id and a version."""
     return (edge.from_entity_id, edge.from_entity_version), (edge.to_entity_id, edge.to_entity_version)
+
+
+def stands_again(request: SyncRequest, change: Change, entity: Entity) -> bool:
+    """PROTOCOL 4.14 (g): whether a row that is held may take its place again: what stood for its id in a log that is
+    gone, and what its maker still waits to hear of, though somebody else has brought it already."""
+    comes_back = change.offered or rewind.FEATURE in request.features
+    return comes_back and ("entity", entity.id) not in change.aside
 
 
 def beside(version: str, hash_: bytes) -> str:
@@ -263,7 +270,7 @@ class _Work:
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
         if known is not None:
-            if change.offered and known.hash == hash_ and ("entity", entity.id) not in change.aside:
+            if known.hash == hash_ and stands_again(self.request, change, entity):
                 self.stand_again(entity, hash_)
             self.seen_again(known, hash_, entity)
             return
@@ -280,11 +287,14 @@ class _Work:
         elif current.version in entity.parent_versions or (change.offered and self.lost_after.untouched(current)):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
+            if change.offered:
+                self.follow_again(entity)
         elif self.allowance.spent:
             detail = "this push handles as much as one may; send it again"
             self.refuse("entity", entity.id, refused(entity, "too_much_at_once", change.pointer, detail))
         else:
             self.contest(current, entity, body, hash_)
+            self.follow_again(entity)
 
     def seen_again(self, known: Row, hash_: bytes, entity: Entity) -> None:
         """PROTOCOL 4.4: the same row twice is one row; other content under the same version is kept beside it."""
@@ -308,9 +318,26 @@ class _Work:
         rows, parents = self.lineage(entity.id)
         again = replace(entity, version=beside(entity.version, hash_))
         before = merge.ancestors(entity.parent_versions, parents)
+        # One that stands again itself is the row that it was.
+        before |= {beside(version, rows[version].hash) for version in before & rows.keys()}
         if again.version not in rows and (current is None or current.version in before):
             body = body_of(again)
             self.add_entity(again, body, row_hash("entity", body), current=True)
+
+    def follow_again(self, entity: Entity) -> None:
+        """PROTOCOL 4.14 (g): if a row stands now that comes late, what was pushed on top of it before had only lost to
+        what it takes the place of, and stands again."""
+        if self.current["entity", entity.id].version != entity.version:
+            return
+        rows, parents = self.lineage(entity.id)
+        self.allowance.spend(VISIT_BYTES * len(rows))
+        line, newest = {entity.version}, None
+        for row in rows.values():
+            if not line.isdisjoint(parents[row.version]):
+                line.add(row.version)
+                newest = newest if row.via else row  # who offers a row says whether it stood
+        if newest is not None:
+            self.stand_again(newest.entity(), newest.hash)
 
     def contest(self, current: Row, entity: Entity, body: bytes, hash_: bytes) -> None:
         """PROTOCOL 6: the pushed row does not name the current one among its parents."""

@@ -409,6 +409,8 @@ def absorb(answer: Answer, sent: tuple[Pending, ...], state: State, local: Local
     known = dict(local.known)
     known.update({(*item.copy.key, item.copy.version): item.copy.hash for item in sent})
     terminal = _terminal(answer, sent)
+    # Of two rows under one version that are sent together, the one that was taken is what the server has under it.
+    known.update({(*item.copy.key, item.copy.version): item.copy.hash for item in _taken(answer, terminal)})
     for key, head in _heads(answer, terminal).items():
         hash_ = known.get((*key, head))
         if hash_ is not None:
@@ -531,11 +533,15 @@ def _terminal(answer: Answer, sent: Iterable[Pending]) -> list[Pending]:
     return [item for item in sent if item.copy.id in named[item.copy.kind]]
 
 
+def _taken(answer: Answer, terminal: Iterable[Pending]) -> list[Pending]:
+    """Those that the answer says in short are stored to the letter, and current (PROTOCOL 4.14)."""
+    return [item for item in terminal if answer.taken.get(rewind.short(item.copy.hash))]
+
+
 def _heads(answer: Answer, terminal: Iterable[Pending]) -> dict[Key, str]:
     """The row that is current on the server now, for every id that the answer acknowledges."""
     if answer.acks is not None:
-        now = [item.copy for item in terminal if answer.taken.get(rewind.short(item.copy.hash))]
-        heads = {copy.key: copy.version for copy in now}
+        heads = {item.copy.key: item.copy.version for item in _taken(answer, terminal)}
         return heads | {(ack.kind, ack.id): ack.head for ack in answer.acks if ack.head is not None}
     # A server that only names ids took what it was sent, as far as can be known before the next pull.
     lost = {conflict.entity_id: conflict.resolved_version for conflict in answer.conflicts}

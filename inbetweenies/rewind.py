@@ -300,6 +300,11 @@ def _compare(prefixes: tuple[str, ...], head: Head) -> Plan[SyncResponse]:
     return SyncResponse(head=head, served=head.cursor, served_stamp=0, parts=tally.parts())
 
 
+def is_plain(ack: Ack) -> bool:
+    """Whether a row is stored as it was sent."""
+    return ack.outcome in _PLAIN
+
+
 def taken(
     request: SyncRequest, acks: Iterable[Ack], versions: Mapping[tuple[Kind, str, str], Row]
 ) -> dict[tuple[Kind, str, str], bytes]:
@@ -311,7 +316,7 @@ def taken(
             offered.update(("edge", edge.id, edge.version) for edge in change.relationships)
             if change.entity is not None:
                 offered.add(("entity", change.entity.id, change.entity.version))
-    plain = {key: ack for ack in acks if ack.outcome in _PLAIN and (key := (ack.kind, ack.id, ack.version)) in offered}
+    plain = {key: ack for ack in acks if is_plain(ack) and (key := (ack.kind, ack.id, ack.version)) in offered}
     return {
         key: short(versions[key].hash, ack.head == ack.version)
         for key, ack in plain.items()

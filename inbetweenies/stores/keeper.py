@@ -204,8 +204,9 @@ class Keeper:
                 run_now(self.discard(graph))
             return
         if self.journal is not None:
+            stamps = _stamps(newest)
             for graph, (birth, tip) in tips.items():
-                self._compare(self.journal, graph, birth, tip)
+                self._compare(self.journal, graph, birth, tip, stamps.get(graph, 0))
             self._complete(self.journal, newest, {name: graphs[name] for name in sorted(graphs.keys() - tips)})
         for end in ends_:
             run_now(self._notice(end))
@@ -245,15 +246,17 @@ class Keeper:
         with self._lend("read a log") as connection:
             return tuple(connection.execute(_CLOSED, (graph, after, upto)).fetchall())
 
-    def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor) -> None:
+    def _compare(self, journal: Journal, graph: str, birth: str, tip: Cursor, stamp: int) -> None:
         """Give a graph what the journal holds beyond it, and the journal what it missed."""
         self._adopt(graph, birth, tip.epoch)
         head, chains = run_now(self._chains(graph, (tip.seq,)))
         if chains.get(tip.seq) == tip.chain:
             # So it is always, but for a process that died between the commit and the journal.
             self._catch_up(journal, graph, birth, tip, head)
+            run_now(self._rise(graph, head, stamp))
             return
-        steps = _steps(journal.everything(), graph)
+        segments = journal.everything()
+        steps = _steps(segments, graph)
         before = head.seq
         self._replay(graph, steps)
         head, chains = run_now(self._chains(graph, [step.commit.after.seq for step in steps]))
@@ -265,11 +268,19 @@ class Keeper:
                 missed.append(step)
         common = max(held, key=lambda place: place.seq, default=NOWHERE)
         self._catch_up(journal, graph, birth, common, head)
+        run_now(self._rise(graph, head, _stamps(segments).get(graph, 0)))
         offered = run_now(self._offer(graph, missed, common))
         if head.seq > before or offered:
             told: dict[str, str | int] = {"after": before, "rows": head.seq - before, "offered": offered}
             now = self._clock()
             run_now(self._tell(graph, Event(kind="replay", key=f"{now} {before}", at=now, told=told)))
+
+    async def _rise(self, graph: str, head: Head, stamp: int) -> None:
+        """PROTOCOL 1.8: what comes is after every time that was handed out, however far back the clock is."""
+        if head.stamp < stamp:
+            async with self._store.transaction(graph, write=True) as tx:
+                head = (await tx.read(Reads())).head
+                await tx.write(Writes(head=replace(head, stamp=max(head.stamp, stamp))))
 
     async def _chains(self, graph: str, seqs: Iterable[int]) -> tuple[Head, dict[int, bytes]]:
         async with self._store.transaction(graph, write=False) as tx:
@@ -418,6 +429,19 @@ def _steps(segments: Iterable[Segment], graph: str) -> list[Step]:
             else:
                 steps = [replace(step, void=True) for step in steps if step.commit.after.seq <= record.at.seq]
     return steps
+
+
+def _stamps(segments: Sequence[Segment]) -> dict[str, int]:
+    """The newest stamp of each graph: that of its last commit, since a log that was set back goes on after it."""
+    found: dict[str, int] = {}
+    for segment in reversed(segments):
+        fields = Row.__struct_fields__ if segment.opening is None else segment.opening.fields
+        for record in reversed(segment.records):
+            if isinstance(record, Commit) and record.graph not in found:
+                stamps = [writes.head.stamp for writes in writes_of(record, fields) if writes.head is not None]
+                if stamps:
+                    found[record.graph] = stamps[-1]
+    return found
 
 
 def _next(here: Sequence[Step], head: Head) -> Step:

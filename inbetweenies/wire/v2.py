@@ -556,7 +556,12 @@ class V2:
         """PROTOCOL 9.5, and 9.10 for those who ask for it. A whole answer is told in pieces as large as a page."""
         modern = bool(message.features)
         watched = rewind.FEATURE in message.features
-        acks = [ack for ack in response.acks if (ack.kind, ack.id, ack.version) not in response.taken]
+        # Other content of a version that is among them has an ack of its own (PROTOCOL 4.4).
+        acks = [
+            ack
+            for ack in response.acks
+            if (ack.kind, ack.id, ack.version) not in response.taken or not rewind.is_plain(ack)
+        ]
         applied, edges = _settled(acks, response, "entity"), _settled(acks, response, "edge")
         digest = None if modern else (yield from _state_digest(response))
         located = response.located

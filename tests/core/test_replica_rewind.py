@@ -203,6 +203,20 @@ def test_what_was_taken_to_the_letter_is_told_in_short() -> None:
     assert ("entity", "room") not in done.pointers
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_rows_under_one_version_the_one_that_was_taken_is_what_the_server_has(first: bool) -> None:
+    """A copy of a device made the other one."""
+    own, other = offered(HOME, aside=True), offered(replace(HOME, name="Copy"), 2)
+    sent = (own, other) if first else (other, own)
+    taken = {rewind.short(other.copy.hash): True}
+    kept = ack(own.copy, "lost_kept", own.copy.version)
+    done = replica.absorb(heard(taken=taken, acks=(kept,)), sent, STATE, Local(pending=marks(*sent)))
+
+    assert {1, 2} == set(done.cleared)
+    assert other.copy.hash == done.pointers["entity", "home"].theirs_hash
+    assert digest_change(STATE.digest, come=other.copy.hash) == done.state.digest
+
+
 def test_a_difference_to_a_server_with_a_witness_is_looked_into_first() -> None:
     done = replica.absorb(heard(digest="1" * 64), (), STATE, Local())
 

@@ -497,6 +497,41 @@ def test_what_lost_before_the_rows_it_descends_from_came_back_stands_again(lab: 
     assert 5 == len(lab.held(Reads(history=("lamp",))).history["lamp"])
 
 
+@pytest.mark.parametrize(("offered", "placed"), [(True, True), (True, False), (False, False)])
+def test_what_was_pushed_on_top_of_a_row_before_that_came_stands_again(lab: Lab, offered: bool, placed: bool) -> None:
+    place = lab.head.cursor
+    gone = replace(lamp(-9, deleted=True), version="v-1", parent_versions=())
+    back = lamp(-8, gone, on=1)
+    newest = lamp(-7, back, on=2)
+    lab.offer(lamp(-6, newest, on=3), aside=True)  # lost there, to whatever it was
+    lab.push(back)
+    lab.push(newest)
+    assert LAMP == lab.current("lamp")
+    lab.say(changes=(Change(entity=gone, delete=True, offered=offered),), common=place if placed else None)
+
+    now = lab.current("lamp")
+    assert (newest.content, newest.parent_versions) == (now.content, now.parent_versions)
+    assert now.version.startswith(f"{newest.version}#")
+
+
+def test_what_its_maker_still_waits_to_hear_of_stands_again_though_somebody_else_has_brought_it(lab: Lab) -> None:
+    gone = lamp(1, deleted=True)
+    back = lamp(2, gone, on=1)
+    own = (back, lamp(3, back, on=2))
+    lab.offer(*own, aside=True)
+    lab.offer(gone)
+    assert gone == lab.current("lamp")
+    head = lab.head
+    deployed = lab.push(*own)
+    assert (["dup", "dup"], head) == ([ack.outcome for ack in deployed.acks], lab.head)
+    for _ in range(2):
+        answer = lab.say(changes=tuple(Change(entity=row) for row in own))
+
+        now = lab.current("lamp")
+        assert [("dup", now.version)] * 2 == [(ack.outcome, ack.head) for ack in answer.acks]
+        assert (own[-1].content, head.seq + 2) == (now.content, lab.head.seq)
+
+
 def test_what_came_back_as_a_row_that_lost_stands_where_nothing_else_does() -> None:
     lab = Lab()
     lab.offer(LAMP, aside=True)

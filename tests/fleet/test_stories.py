@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from inbetweenies.model import Held, Reads
 from inbetweenies.router import ProtocolFallback
 from tests.support import NOW, SECOND, Server, at, entity, run

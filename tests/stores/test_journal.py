@@ -434,6 +434,28 @@ def test_a_line_of_the_log_that_is_not_the_one_that_is_there_now_is_offered(site
     assert () == site.open().happened[1:]
 
 
+@pytest.mark.parametrize("since", [("one", "two", "three"), ("other",)])
+def test_nothing_comes_at_or_before_a_time_that_the_journal_knows_of(site: Site, since: tuple[str, ...]) -> None:
+    """PROTOCOL 1.8. By a clock that is far back, the rows of one commit are closer together than those of several."""
+
+    def push(*names: str, **options: Any) -> int:
+        server = Server(site.open(**options))
+        server.now = NOW if names == ("lamp",) else 0
+        stamp = server.push(*(thing(name, at(0)) for name in names)).head.stamp
+        site.close()
+        return stamp
+
+    site.options = {"heads": False, "clock": int}
+    push("lamp")
+    backup = site.backup()
+    told = [push(name) for name in ("one", "two", "three")]
+    site.set_back(backup)
+    assert push(*since, journal=False) < told[-1]  # somebody serves it without a journal for a while
+
+    assert told[-1] <= site.held("default").head.stamp
+    assert told[-1] < push("four")
+
+
 def test_a_journal_that_begins_later_than_the_backup_gives_back_what_it_has(site: Site) -> None:
     site.write("e1")
     backup = site.backup()

@@ -373,6 +373,15 @@ def test_what_was_offered_is_told_in_short_and_read_back() -> None:
     assert ([], []) == (answer["acks"], answer["applied"])
 
 
+def test_other_content_of_a_version_that_is_told_in_short_is_acknowledged_in_full() -> None:
+    copied = msgspec.structs.replace(LAMP, name="Copy")
+    answer = Peer().push(*(Change(entity=row, offered=True) for row in (LAMP, copied)), features=frozenset({"witness"}))
+    told = v2.WIRE.told(msgspec.json.encode(answer))
+
+    assert {rewind.short(row_hash("entity", body_of(LAMP))): True} == told.taken
+    assert [(LAMP.version, "lost_kept")] == [(ack["version"], ack["outcome"]) for ack in answer["acks"]]
+
+
 def test_an_answer_of_a_deployed_server_is_read_with_what_it_leaves_out() -> None:
     lost = {"entity_id": "x", "local_version": "s", "remote_version": "r", "resolution_strategy": "t"}
     answer = v2.WIRE.told(msgspec.json.encode({"cursor": "500", "conflicts": [lost], "server_time": "soon"}))
