@@ -187,6 +187,18 @@ def test_a_field_that_both_changed_goes_to_the_later_edit_and_the_loser_is_told_
     assert {HOME.version, late.version, early.version, lost.resolved_version} == history(server, "home")
 
 
+def test_edits_are_compared_with_the_row_that_they_were_made_on_though_an_older_one_came_later() -> None:
+    server = Server()
+    base = entity("home", at(1), {"a": 1, "b": 1}, parent_versions=(at(0),))
+    server.push(base)
+    server.push(entity("home", at(0), {"a": 1}))
+    server.push(entity("home", at(2), {"a": 2, "b": 1}, parent_versions=(base.version,)))
+    response = server.push(entity("home", at(3), {"a": 1}, parent_versions=(base.version,)))
+
+    assert ([("home", "merged")], ()) == (outcomes(response), response.conflicts)
+    assert {"a": 2} == content(server, "home")
+
+
 def test_a_merge_that_takes_nothing_makes_no_row() -> None:
     server = Server()
     server.push(HOME)
