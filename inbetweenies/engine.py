@@ -168,7 +168,7 @@ def look_closer(request: SyncRequest, held: Held) -> Reads | None:
         if known is not None:
             if known.hash != (hash_ := row_hash("entity", body_of(entity))):
                 clones.append(("entity", entity.id, beside(entity.version, hash_)))
-            elif stands_again(request, change, entity) and not known.current:
+            elif stands_again(request, change, entity, held.entities.get(entity.id)) and not known.current:
                 deep[entity.id] = None
             continue
         if entity.id in held.entities and (change.offered or heads[entity.id] not in entity.parent_versions):
@@ -184,10 +184,11 @@ def ends_of(edge: Relationship) -> tuple[tuple[str, str], tuple[str, str]]:
     return (edge.from_entity_id, edge.from_entity_version), (edge.to_entity_id, edge.to_entity_version)
 
 
-def stands_again(request: SyncRequest, change: Change, entity: Entity) -> bool:
+def stands_again(request: SyncRequest, change: Change, entity: Entity, current: Row | None) -> bool:
     """PROTOCOL 4.14 (g): whether a row that is held may take its place again: what stood for its id in a log that is
-    gone, and what its maker still waits to hear of, though somebody else has brought it already."""
-    comes_back = change.offered or rewind.FEATURE in request.features
+    gone, what its maker still waits to hear of, though somebody else has brought it already, and what anybody sends
+    where nothing stands."""
+    comes_back = change.offered or rewind.FEATURE in request.features or current is None
     return comes_back and ("entity", entity.id) not in change.aside
 
 
@@ -269,12 +270,12 @@ class _Work:
             return
         hash_ = row_hash("entity", body)
         known = self.versions.get(("entity", entity.id, entity.version))
+        current = self.current.get(("entity", entity.id))
         if known is not None:
-            if known.hash == hash_ and stands_again(self.request, change, entity):
+            if known.hash == hash_ and stands_again(self.request, change, entity, current):
                 self.stand_again(entity, hash_)
             self.seen_again(known, hash_, entity)
             return
-        current = self.current.get(("entity", entity.id))
         if ("entity", entity.id) in change.aside:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")

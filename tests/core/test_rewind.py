@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -532,10 +533,11 @@ def test_what_its_maker_still_waits_to_hear_of_stands_again_though_somebody_else
         assert (own[-1].content, head.seq + 2) == (now.content, lab.head.seq)
 
 
-def test_what_came_back_as_a_row_that_lost_stands_where_nothing_else_does() -> None:
+@pytest.mark.parametrize("again", [Lab.offer, Lab.write], ids=["offered", "pushed by anybody"])
+def test_what_came_back_as_a_row_that_lost_stands_where_nothing_else_does(again: Callable[[Lab, Entity], Any]) -> None:
     lab = Lab()
     lab.offer(LAMP, aside=True)
-    lab.offer(LAMP)
+    again(lab, LAMP)
 
     assert LAMP.content == lab.current("lamp").content
 

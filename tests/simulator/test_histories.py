@@ -25,8 +25,8 @@ from inbetweenies.testing.simulator.network import damaged
 from tests.simulator.real_clients import RealClients
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Histories in the suite: some ten seconds. `python -m tests.deep simulate` plays a million.
-SMALL = 1_500
+#: Histories in the suite: some twenty seconds. `python -m tests.deep simulate` plays a million.
+SMALL = 3_000
 
 
 def test_no_history_breaks_an_invariant_and_every_fault_happens() -> None:
