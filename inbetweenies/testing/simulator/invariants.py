@@ -259,14 +259,10 @@ class NothingDisplaced(Invariant):
         self.was: list[tuple[str, Row]] = []
 
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
-        # What came back and lost to something that is gone by now was decided in the log that held both.
-        self.was = [(of, row) for of, row in self.was if of != graph or not (_has(old, row) and self._lost(old, row))]
+        # What came back was decided in the log that held it: something stood there, or something followed it.
+        self.was = [(of, row) for of, row in self.was if of != graph or not _has(old, row)]
         rows = (row for row in old.current.values() if row.kind == "entity" and not _has(new, row))
         self.was += [(graph, row) for row in rows]
-
-    def _lost(self, ledger: Ledger, row: Row) -> bool:
-        now = ledger.current.get(("entity", row.id))
-        return now is None or row.version not in ledger.ancestors(row.id, (now.version,))
 
     def healed(self) -> None:
         for graph, row in self.was:
