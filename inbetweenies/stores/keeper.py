@@ -19,11 +19,12 @@ from msgspec.structs import replace
 from .. import engine, rewind
 from ..errors import LocalProtocolError, StoreError
 from ..exchange import run
-from ..model import Change, Context, Cursor, Event, Head, Reads, Row, SyncRequest, Writes
+from ..model import Change, Context, Cursor, Event, Head, Reads, Row, SyncRequest, Writes, digest_change
 from ..store import Store
 from .clock import wall_clock
 from .heads import End, Heads
 from .journal import Commit, Discard, Journal, Opening, Segment, commit_of, ends, writes_of
+from .schema import FOREVER
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ _ADOPT: Final = (
     " VALUES (?1, ?2, 0, zeroblob(16), 0, zeroblob(32), ?3)"
     " ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, birth = excluded.birth WHERE seq = 0"
 )
+_CURRENT: Final = f"SELECT hash FROM log WHERE graph = (SELECT graph FROM graphs WHERE name = ?1) AND until = {FOREVER}"  # noqa: S608
 _CLOSED: Final = (
     "SELECT seq, until FROM log WHERE graph = (SELECT graph FROM graphs WHERE name = ?1)"
     " AND seq <= ?2 AND until > ?2 AND until <= ?3 ORDER BY until"
@@ -241,6 +243,11 @@ class Keeper:
         with self._lend("make a graph") as connection:
             connection.execute(_ADOPT, (graph, epoch, birth))
 
+    def _current(self, graph: str) -> list[bytes]:
+        """The hashes of the rows that are current."""
+        with self._lend("read what is current") as connection:
+            return [hash_ for (hash_,) in connection.execute(_CURRENT, (graph,))]
+
     def _closed(self, graph: str, after: int, upto: int) -> tuple[tuple[int, int], ...]:
         """The rows up to `after` whose place was taken after that and up to `upto`, in that order."""
         with self._lend("read a log") as connection:
@@ -292,9 +299,22 @@ class Keeper:
         left: dict[tuple[int, bytes], list[Step]] = {}
         for step in steps:
             left.setdefault((step.commit.before.seq, step.commit.before.chain), []).append(step)
-        with self._unheard(), suppress(LocalProtocolError):  # what does not fit after all is offered
-            while run_now(self._replay_some(graph, left)):
-                pass
+        with self._unheard():
+            with suppress(LocalProtocolError):  # what does not fit after all is offered
+                while run_now(self._replay_some(graph, left)):
+                    pass
+            run_now(self._add_up(graph))
+
+    async def _add_up(self, graph: str) -> None:
+        """Let the digest be that of the rows that are current. A chain says which rows a log holds, not which of them
+        stand: what was noted at the same place may be of another log with the same rows."""
+        async with self._store.transaction(graph, write=True) as tx:
+            head = (await tx.read(Reads())).head
+            digest = 0
+            for hash_ in self._current(graph):
+                digest = digest_change(digest, come=hash_)
+            if digest != head.digest:
+                await tx.write(Writes(head=replace(head, digest=digest)))
 
     async def _replay_some(self, graph: str, left: Mapping[tuple[int, bytes], list[Step]]) -> bool:
         """Whether there may be more."""

@@ -117,3 +117,8 @@ def test_damage_can_always_be_noticed(body: Any, kind: Any, where: int) -> None:
 
     with pytest.raises(RemoteProtocolError):
         read(damaged(whole, (kind, where)))
+
+
+@pytest.mark.parametrize("seed", [3047136], ids=["a note of a log with the same rows, of which others stood"])
+def test_a_history_that_once_broke_an_invariant_does_no_more(seed: int) -> None:
+    assert run_seeds(SimulatedWorld(), [seed], "mixed").failures == []

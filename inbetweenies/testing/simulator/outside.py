@@ -153,6 +153,9 @@ class MemoryKeeper(Keeper):
             made.head = replace(made.head, epoch=epoch)
             self._kept.births[graph] = birth
 
+    def _current(self, graph: str) -> list[bytes]:
+        return [row.hash for row in self._kept.graphs[graph].log if row.until is None]
+
     def _closed(self, graph: str, after: int, upto: int) -> tuple[tuple[int, int], ...]:
         rows = self._kept.graphs[graph].log[:after]
         closed = [(row.seq, row.until) for row in rows if row.until is not None and after < row.until <= upto]
