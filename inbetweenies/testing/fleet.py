@@ -32,7 +32,7 @@ from ..model import Held, Kind, Reads, format_time
 from ..router import ProtocolFallback, ProtocolHandler
 from ..store import Store
 from ..stores.memory import MemoryStore
-from .fleet_base import NOTHING, THINGS, Act, Body, Client, Pushed, World, codec, driven, installed, short
+from .fleet_base import NOTHING, THINGS, Act, Body, Client, Pushed, World, codec, driven, installed, outline, short_row
 from .fleet_clients import DeployedV2, ModernV2
 from .fleet_ends import EVERY_RECORD, KINDS, check_digest, check_end
 from .fleet_laws import Ledger, same, time_told
@@ -570,22 +570,3 @@ class MixedFleet(RuleBasedStateMachine):
             expected.seq, expected.stamp, expected.chain, expected.digest,
         ):  # fmt: skip
             self.broken("12 (deterministic)", f"the same messages made {head}; at first they made {expected}")
-
-
-def outline(answer: Body) -> str:
-    """An answer in a few words."""
-    words = []
-    if answer.get("changes"):
-        words.append(f"tells {len(answer['changes'])}")
-    acks = answer.get("acks")
-    if acks:
-        words.append(", ".join(f"{short(ack['version'])} {ack['outcome']}" for ack in acks))
-    elif answer.get("applied"):
-        words.append(f"acks {[short(str(item)) for item in answer['applied']]}")
-    words += [f"{len(answer[name])} {name}" for name in ("conflicts", "refused") if answer.get(name)]
-    return "; ".join(words) or "nothing new"
-
-
-def short_row(row: Any) -> str:
-    """A row of the log in a few words."""
-    return f"{short(row.id)} {short(row.version)}" + ("" if row.until != row.seq else " (kept)")

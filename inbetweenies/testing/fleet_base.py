@@ -127,6 +127,25 @@ def short(text: str) -> str:
     return ascii(text[11:] if text[10:11] == "T" else text)[1:-1][:40]
 
 
+def outline(answer: Body) -> str:
+    """An answer in a few words."""
+    words = []
+    if answer.get("changes"):
+        words.append(f"tells {len(answer['changes'])}")
+    acks = answer.get("acks")
+    if acks:
+        words.append(", ".join(f"{short(ack['version'])} {ack['outcome']}" for ack in acks))
+    elif answer.get("applied"):
+        words.append(f"acks {[short(str(item)) for item in answer['applied']]}")
+    words += [f"{len(answer[name])} {name}" for name in ("conflicts", "refused") if answer.get(name)]
+    return "; ".join(words) or "nothing new"
+
+
+def short_row(row: Any) -> str:
+    """A row of the log in a few words."""
+    return f"{short(row.id)} {short(row.version)}" + ("" if row.until != row.seq else " (kept)")
+
+
 class PowerCut(Exception):
     """The machine of a client stopped in the middle of something."""
 

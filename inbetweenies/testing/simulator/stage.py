@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from ...errors import StoreError
 from ...model import Head, Held, Reads, format_time
-from ..fleet_base import NOTHING, THINGS, Act, Client, World, short
+from ..fleet_base import NOTHING, THINGS, Act, Client, World, outline, short_row
 from ..fleet_clients import DeployedV2, ModernV2
 from ..fleet_laws import Ledger
 from ..fleet_v1 import V1, Unknown
@@ -305,10 +305,7 @@ class Stage:
         state = f", {damage[0]}d," if damage else ""
         self.say(f"#{served.letter.n}{state} reaches the server: {words}")
         if served.fresh:
-            rows = ", ".join(
-                f"{short(row.id)} {short(row.version)}" + (" (kept)" if row.until == row.seq else "")
-                for row in served.fresh
-            )
+            rows = ", ".join(short_row(row) for row in served.fresh)
             self.say(f"    log {seq} -> {served.ledger.head.seq}: {rows}")
 
     def on_hear(self, n: int, which: int, damage: Damage | None) -> bool:
@@ -634,17 +631,3 @@ class Stage:
         if answer is None or answer.status != 200:
             self.broken("1.7 (total)", f"a stranger's read was refused: {answer}")
         return answer.body
-
-
-def outline(answer: Any) -> str:
-    """An answer in a few words."""
-    words = []
-    if answer.get("changes"):
-        words.append(f"tells {len(answer['changes'])}")
-    acks = answer.get("acks")
-    if acks:
-        words.append(", ".join(f"{short(ack['version'])} {ack['outcome']}" for ack in acks))
-    elif answer.get("applied"):
-        words.append(f"acks {[short(str(item)) for item in answer['applied']]}")
-    words += [f"{len(answer[name])} {name}" for name in ("conflicts", "refused") if answer.get(name)]
-    return "; ".join(words) or "nothing new"
