@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
 from ..model import Document
-from ..registry import State as Standing
 from .kept import Cause, check_name, read, written
 
 #: The name under which a store keeps `Rollouts`.
@@ -70,18 +69,8 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], tuple[State, ...]]] = {
 #: A rollout that is over stays over; the next one of the same subject has another serial.
 OVER: Final[frozenset[State]] = frozenset({"finalized", "rolled_back", "aborted"})
 
-_STANDING: Final[Mapping[State, Standing]] = {
-    "planned": "disabled",
-    "preflighted": "disabled",
-    "expanded": "accepted",
-    "shadow": "accepted",
-    "ramp": "accepted",
-    "full": "offered",
-    "burn_in": "offered",
-    "finalized": "deployed",
-    "rolled_back": "accepted",
-    "aborted": "disabled",
-}
+_UNGOVERNED: Final[frozenset[State]] = frozenset({"planned", "preflighted", "aborted", "finalized"})
+LISTED_MAX: Final = 1_000  # graphs on a list: people keep these by hand
 
 
 class RolloutMoved(LocalProtocolError):
@@ -91,7 +80,7 @@ class RolloutMoved(LocalProtocolError):
 class Move(Struct, frozen=True, kw_only=True):
     """One move: what happened, where it led, and why."""
 
-    event: Event
+    event: Event | Literal["list"]
     state: State
     cause: Cause
 
@@ -108,6 +97,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         held_in: where it was when it was held.
         fence: how often it, and all before it of this subject, were moved.
         since: when it came to this state and step, in microseconds since 1970.
+        allow: graphs that are the first in the ramp.
+        deny: graphs that are left out until it is finalized, though they be allowed.
         log: the newest `LOG_MAX` moves, oldest first.
 
     Raises:
@@ -122,6 +113,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     held_in: State | None = None
     fence: int = 0
     since: int
+    allow: frozenset[str] = frozenset()
+    deny: frozenset[str] = frozenset()
     log: tuple[Move, ...] = ()
 
     def __post_init__(self) -> None:
@@ -140,6 +133,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
             raise LocalProtocolError("expected a step of the ramp; got another")
         if self.serial < 1 or self.fence < 0 or len(self.log) > LOG_MAX:
             raise LocalProtocolError("expected a serial from 1, a fence from 0 and a bounded log; got others")
+        if max(len(self.allow), len(self.deny)) > LISTED_MAX:
+            raise LocalProtocolError(f"expected lists of at most {LISTED_MAX} graphs; got longer ones")
 
     @property
     def id(self) -> str:
@@ -162,10 +157,10 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         return WHOLE if self._at in ("full", "burn_in", "finalized") else 0
 
     @property
-    def standing(self) -> Standing:
-        """PROTOCOL 12.3: how a wire version stands in the registry. What is rolled back is told to nobody, but who is
-        in the middle of a sync finishes it."""
-        return _STANDING[self._at]
+    def governs(self) -> bool:
+        """PROTOCOL 12.3: whether the rollout says to whom the subject is given. Not before anything was changed, and
+        not once it is finalized: then it stands as everything else does."""
+        return self.state not in _UNGOVERNED
 
     @property
     def undo(self) -> Event | None:
@@ -180,11 +175,7 @@ def moved(rollout: Rollout, event: Event, *, fence: int, cause: Cause) -> Rollou
         RolloutMoved: it has another fence by now.
         LocalProtocolError: this cannot happen to a rollout in this state.
     """
-    if fence != rollout.fence:
-        raise RolloutMoved(
-            f"expected rollout {rollout.id} at fence {fence}; got {rollout.fence}: it was moved meanwhile and is "
-            f"{rollout.state}; read it again and decide anew"
-        )
+    _check_fence(rollout, fence)
     if (rollout.state, event) not in TRANSITIONS:
         allowed = ", ".join(known for state, known in TRANSITIONS if state == rollout.state)
         raise LocalProtocolError(
@@ -201,6 +192,28 @@ def moved(rollout: Rollout, event: Event, *, fence: int, cause: Cause) -> Rollou
         since=cause.at,
         log=(*rollout.log, Move(event=event, state=state, cause=cause))[-LOG_MAX:],
     )
+
+
+def listed(rollout: Rollout, *, allow: frozenset[str], deny: frozenset[str], fence: int, cause: Cause) -> Rollout:
+    """The rollout with other lists; it stays where it is.
+
+    Raises:
+        RolloutMoved: it has another fence by now.
+        LocalProtocolError: it is over, or a list is too long.
+    """
+    _check_fence(rollout, fence)
+    if rollout.over:
+        raise LocalProtocolError(f"expected a rollout that is under way; got {rollout.id}, which is {rollout.state}")
+    log = (*rollout.log, Move(event="list", state=rollout.state, cause=cause))[-LOG_MAX:]
+    return replace(rollout, allow=allow, deny=deny, fence=fence + 1, log=log)
+
+
+def _check_fence(rollout: Rollout, fence: int) -> None:
+    if fence != rollout.fence:
+        raise RolloutMoved(
+            f"expected rollout {rollout.id} at fence {fence}; got {rollout.fence}: it was moved meanwhile and is "
+            f"{rollout.state}; read it again and decide anew"
+        )
 
 
 def _next(rollout: Rollout, event: Event) -> tuple[State, int]:
@@ -248,6 +261,12 @@ class Rollouts(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
     def moved(self, subject: str, event: Event, *, fence: int, cause: Cause) -> Rollouts:
         """With the rollout of `subject` moved (`moved`)."""
         return self._with(moved(self.of(subject), event, fence=fence, cause=cause))
+
+    def listed(
+        self, subject: str, *, allow: frozenset[str], deny: frozenset[str], fence: int, cause: Cause
+    ) -> Rollouts:
+        """With other lists for the rollout of `subject` (`listed`)."""
+        return self._with(listed(self.of(subject), allow=allow, deny=deny, fence=fence, cause=cause))
 
     def _with(self, rollout: Rollout) -> Rollouts:
         return Rollouts(rollouts={**self.rollouts, rollout.subject: rollout})

@@ -20,6 +20,7 @@ from inbetweenies.rollout import states
 from inbetweenies.rollout.kept import TEXT_CHARS_MAX, Cause
 from inbetweenies.rollout.states import (
     DOCUMENT,
+    LISTED_MAX,
     LOG_MAX,
     OVER,
     STEPS,
@@ -100,7 +101,7 @@ def check_undo(rollout: Rollout) -> None:
         return
     undone = states.moved(rollout, rollout.undo, fence=rollout.fence, cause=WHY)
     assert (True, 0) == (undone.over, undone.share)
-    assert undone.standing in ("accepted", "disabled")
+    assert undone.governs == (rollout.undo == "roll_back")
     with pytest.raises(RolloutMoved):
         states.moved(undone, rollout.undo, fence=rollout.fence, cause=WHY)
 
@@ -109,16 +110,16 @@ def test_a_rollout_without_trouble_reaches_everybody_step_by_step() -> None:
     rollout, seen = fresh(), []
     for event in (*["advance"] * 9, "finalize"):
         rollout = go(rollout, event)  # type: ignore[arg-type]
-        seen.append((rollout.state, rollout.share, rollout.standing))
+        seen.append((rollout.state, rollout.share, rollout.governs))
 
     assert [
-        ("preflighted", 0, "disabled"),
-        ("expanded", 0, "accepted"),
-        ("shadow", 0, "accepted"),
-        *[("ramp", share, "accepted") for share in STEPS],
-        ("full", WHOLE, "offered"),
-        ("burn_in", WHOLE, "offered"),
-        ("finalized", WHOLE, "deployed"),
+        ("preflighted", 0, False),
+        ("expanded", 0, True),
+        ("shadow", 0, True),
+        *[("ramp", share, True) for share in STEPS],
+        ("full", WHOLE, True),
+        ("burn_in", WHOLE, True),
+        ("finalized", WHOLE, False),
     ] == seen
 
 
@@ -188,6 +189,26 @@ def test_rollouts_of_two_subjects_do_not_touch_one_another() -> None:
     assert ("preflighted", "planned") == (both.of(V2).state, both.of("graph").state)
 
 
+def test_lists_change_behind_the_fence_and_move_nothing() -> None:
+    started = Rollouts().started(V2, cause=WHY).moved(V2, "advance", fence=0, cause=WHY)
+    lists = {"allow": frozenset({"a"}), "deny": frozenset({"b"})}
+    after = started.listed(V2, **lists, fence=1, cause=replace(WHY, at=99))
+    one = after.of(V2)
+
+    assert (lists, 2, "preflighted", WHY.at) == (
+        {"allow": one.allow, "deny": one.deny},
+        one.fence,
+        one.state,
+        one.since,
+    )
+    assert ("list", 99) == (one.log[-1].event, one.log[-1].cause.at)
+    assert after == rollouts_in(Document(revision=1, body=document_of(after)))
+    with pytest.raises(RolloutMoved):
+        after.listed(V2, **lists, fence=1, cause=WHY)
+    with pytest.raises(LocalProtocolError, match="got inbetweenies-v2/1, which is aborted"):
+        after.moved(V2, "abort", fence=2, cause=WHY).listed(V2, **lists, fence=3, cause=WHY)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +251,8 @@ def test_what_cannot_happen_is_refused_and_what_can_is_said() -> None:
         {"held_in": "ramp"},
         {"serial": 0},
         {"fence": -1},
+        {"allow": [str(n) for n in range(LISTED_MAX + 1)]},
+        {"deny": [str(n) for n in range(LISTED_MAX + 1)]},
         {"log": (states.Move(event="hold", state="held", cause=WHY),) * (LOG_MAX + 1)},
     ],
 )
