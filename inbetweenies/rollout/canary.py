@@ -6,6 +6,7 @@ graph that has something keeps it as the share grows. The unit is the graph: dev
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, Literal
 
@@ -30,9 +31,18 @@ _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 def bucket(flag: str, graph: str, *, salt: str = "") -> int:
     """PROTOCOL 12.5: which of a million buckets `graph` is in, for this flag and salt. The same in every process and
     every language; ``inbetweenies/testing/buckets.json`` has examples."""
-    parts = [part.encode(errors="surrogatepass") for part in (flag, salt, graph)]
-    hashed = blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=8)
+    hashed = blake2b(_before_graph(flag, salt) + _part(graph), digest_size=8)
     return int.from_bytes(hashed.digest(), "big") % WHOLE
+
+
+@lru_cache(256)  # asked for with each request, always about the few things that are rolled out
+def _before_graph(flag: str, salt: str) -> bytes:
+    return _part(flag) + _part(salt)
+
+
+def _part(text: str) -> bytes:
+    part = text.encode(errors="surrogatepass")
+    return len(part).to_bytes(4, "big") + part
 
 
 def share_of(percent: float) -> int:
