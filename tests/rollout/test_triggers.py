@@ -33,7 +33,7 @@ from inbetweenies.rollout.triggers import (
 )
 from tests.rollout.simulation import THRESHOLDS, taken_back_after
 
-ROLLOUTS: Final = int(os.environ.get("DEEP_EXAMPLES", "3000"))
+ROLLOUTS: Final = int(os.environ.get("DEEP_EXAMPLES", "2000"))
 WHY = Cause(actor="ada", reason="a test", at=0)
 
 rates = [0.0, 0.001, 0.01, 0.05, 0.3, 0.7, 1.0]
