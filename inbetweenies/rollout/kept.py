@@ -19,7 +19,7 @@ TEXT_CHARS_MAX: Final = 500  # a sentence or two; what is longer belongs where i
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
-class Cause(Struct, frozen=True, kw_only=True):
+class Cause(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """PROTOCOL 12.2: who changed something and why, at `at` microseconds since 1970.
 
     Raises:

@@ -77,7 +77,7 @@ class RolloutMoved(LocalProtocolError):
     """Somebody else moved the rollout since it was read. Nothing was changed; read it again and decide anew."""
 
 
-class Move(Struct, frozen=True, kw_only=True):
+class Move(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One move: what happened, where it led, and why."""
 
     event: Event | Literal["list"]

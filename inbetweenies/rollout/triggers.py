@@ -120,7 +120,8 @@ def look(watch: Watch, signals: Signals | None, thresholds: Thresholds, *, fence
     """PROTOCOL 12.8: what is known after one more look, at `now` microseconds, at a rollout with this `fence`.
 
     `signals` is None if nobody could tell. No data is neither a sign of health, nor does a doubt pass because nobody
-    came.
+    came. What was seen may be told once only: of several who look at once, one puts what comes of it, and the others
+    look anew.
     """
     if watch.height >= _ROUTED_BACK:
         # Nobody is reached any more: only what is still being broken leads further, one rung a look.
