@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from .model import Change, Context, Entity, Relationship, make_version
     from .negotiation import negotiate, select
     from .offers import VersionPolicy
+    from .ops.canary import CanaryDeployment
+    from .ops.flags import FeatureFlags
     from .registry import Notice, Registry
     from .rest import Adapters, versioned_endpoint
+    from .rollout.flags import Feature
     from .router import ProtocolFallback, ProtocolHandler, V1ProtocolHandler, V2ProtocolHandler
     from .store import Store, Transaction
     from .stores.memory import MemoryStore
@@ -62,10 +65,13 @@ _HOMES = {
     "negotiate": ".negotiation",
     "select": ".negotiation",
     "VersionPolicy": ".offers",
+    "CanaryDeployment": ".ops.canary",
+    "FeatureFlags": ".ops.flags",
     "Notice": ".registry",
     "Registry": ".registry",
     "Adapters": ".rest",
     "versioned_endpoint": ".rest",
+    "Feature": ".rollout.flags",
     "ProtocolFallback": ".router",
     "ProtocolHandler": ".router",
     "V1ProtocolHandler": ".router",
@@ -80,9 +86,12 @@ __version__ = "1.0.0"
 __all__ = [
     "Adapters",
     "BodyNotValidForVersion",
+    "CanaryDeployment",
     "Change",
     "Context",
     "Entity",
+    "Feature",
+    "FeatureFlags",
     "InbetweeniesError",
     "Limits",
     "LocalProtocolError",

@@ -122,6 +122,12 @@ STAGES: Final = {
         1,
         ("tests/client/test_setbacks.py",),
     ),
+    "rollouts": Stage(
+        "{count} harmless rollouts, looked at after each failure, and a tenth as many of each kind of harm",
+        100_000,
+        1,
+        ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
+    ),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

@@ -1,0 +1,217 @@
+"""When a rollout is stopped or taken back without anybody being asked, and how far that goes (PROTOCOL 12.8).
+
+`look` is called every few seconds with what was seen since the last time. It climbs a ladder and never comes down:
+freeze, route back, switch off, repair. The last rung, restoring a backup, is for people; nothing here leads to it. What
+follows from where it stands is told by `due`, from what is kept alone, so that a process that died between deciding and
+doing leaves nothing undone, and one that does it twice does it once.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..errors import LocalProtocolError
+from ..model import Document
+from .kept import read, written
+from .sequential import Arm, Bets
+from .states import TRANSITIONS, Event, Rollout
+
+LOG_MAX: Final = 50  # climbs that are remembered: four, and freezes that people have undone
+
+Rung: TypeAlias = Literal["watch", "freeze", "route_back", "switch", "repair"]
+#: PROTOCOL 12.8, from the bottom. "restore" would be next, and is a person's to do.
+RUNGS: Final[tuple[Rung, ...]] = ("watch", "freeze", "route_back", "switch", "repair")
+_ROUTED_BACK: Final = RUNGS.index("route_back")
+
+
+class Thresholds(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 12.8: what is too much.
+
+    Attributes:
+        alpha: how likely a rollout that does no harm may be taken back, all looks together.
+        consecutive: so many failures in a row on one side, and not on the other one, at two looks in a row.
+        memory: how many times as much of it as when the rollout began.
+        silent: so many looks in a row for which nobody could tell what was seen.
+
+    Raises:
+        LocalProtocolError: one of them is out of range.
+    """
+
+    alpha: float = 1e-3
+    consecutive: int = 5
+    memory: float = 2.0
+    silent: int = 3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.alpha < 1 and self.consecutive >= 1 and self.memory > 1 and self.silent >= 1):
+            raise LocalProtocolError(
+                "expected an alpha between 0 and 1, counts from 1 and a growth of memory above 1; got others"
+            )
+
+
+class Signals(Struct, frozen=True, kw_only=True):
+    """What was seen since the last look.
+
+    Attributes:
+        canary, control: requests of those whom the rollout reaches, and of the others.
+        canary_run, control_run: how many failed in a row, up to now.
+        breaches: invariants that are broken, in words: certain, and each enough.
+        degraded: what became worse, in words (`health.compare`).
+        memory: of the process, as a multiple of what it was when the rollout began; None if that is not known.
+    """
+
+    canary: Arm = Arm()
+    control: Arm = Arm()
+    canary_run: int = 0
+    control_run: int = 0
+    breaches: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+    memory: float | None = None
+
+
+class Climb(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One climb: to which rung, when, and why."""
+
+    rung: Rung
+    at: int
+    why: str
+
+
+class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known of one rollout, and how far up the ladder that led.
+
+    Attributes:
+        rollout: its id. The watch of another one begins anew.
+        rung: the highest that was reached.
+        fence: of the rollout when it was last to be frozen.
+        bets: whether canary fails more often than control.
+        doubts: at how many looks in a row there were consecutive failures.
+        silence: for how many looks in a row nobody could tell what was seen.
+        worries: what it was frozen for. Each does so once: who resumes it after that knows.
+        log: the newest `LOG_MAX` climbs, oldest first.
+
+    Raises:
+        LocalProtocolError: the log is too long.
+    """
+
+    rollout: str
+    rung: Rung = "watch"
+    fence: int = 0
+    bets: Bets = Bets()
+    doubts: int = 0
+    silence: int = 0
+    worries: frozenset[str] = frozenset()
+    log: tuple[Climb, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.log) > LOG_MAX:
+            raise LocalProtocolError(f"expected at most {LOG_MAX} climbs; got {len(self.log)}")
+
+    @property
+    def height(self) -> int:
+        return RUNGS.index(self.rung)
+
+
+def look(watch: Watch, signals: Signals | None, thresholds: Thresholds, *, fence: int, now: int) -> Watch:
+    """PROTOCOL 12.8: what is known after one more look, at `now` microseconds, at a rollout with this `fence`.
+
+    `signals` is None if nobody could tell. No data is neither a sign of health, nor does a doubt pass because nobody
+    came. What was seen may be told once only: of several who look at once, one puts what comes of it, and the others
+    look anew.
+    """
+    if watch.height >= _ROUTED_BACK:
+        # Nobody is reached any more: only what is still being broken leads further, one rung a look.
+        above = RUNGS[watch.height + 1 : watch.height + 2]
+        return _climbed(watch, above, signals.breaches, now) if signals and signals.breaches else watch
+    watch = _seen(watch, signals, thresholds)
+    if certain := _certain(watch, signals, thresholds):
+        # Never jumping means that each rung is named, not that harm is done meanwhile.
+        return _climbed(watch, RUNGS[watch.height + 1 : _ROUTED_BACK + 1], certain, now)
+    worrying = _worrying(watch, signals, thresholds)
+    if not worrying.keys() - watch.worries:
+        return watch
+    watch = replace(watch, fence=fence, worries=watch.worries.union(worrying))
+    return _climbed(watch, ("freeze",), tuple(worrying.values()), now)
+
+
+def _seen(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> Watch:
+    if signals is None:
+        return replace(watch, silence=watch.silence + 1)
+    # Where everybody fails, taking the rollout back helps nobody.
+    doubted = signals.canary_run >= thresholds.consecutive > signals.control_run
+    doubts = watch.doubts + 1 if doubted else 0
+    return replace(
+        watch,
+        bets=watch.bets.after(signals.canary, signals.control),
+        doubts=doubts if signals.canary.requests else watch.doubts,
+        silence=0,
+    )
+
+
+def _certain(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> tuple[str, ...]:
+    if signals is None:
+        return ()
+    told = list(signals.breaches)
+    if watch.bets.wealth >= 1 / thresholds.alpha:
+        ours, theirs = watch.bets.canary, watch.bets.control
+        told.append(f"{ours.failures} of {ours.requests} failed, of the others {theirs.failures} of {theirs.requests}")
+    if watch.doubts >= 2:
+        told.append(f"{signals.canary_run} failures in a row, at {watch.doubts} looks")
+    return tuple(told)
+
+
+def _worrying(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> dict[str, str]:
+    if signals is None:
+        told = f"nobody could tell what happened, at {watch.silence} looks"
+        return {"silence": told} if watch.silence >= thresholds.silent else {}
+    worries = {one: f"worse {one}" for one in signals.degraded}
+    if watch.doubts:
+        worries["run"] = f"{signals.canary_run} failures in a row"
+    if signals.memory is not None and signals.memory >= thresholds.memory:
+        worries["memory"] = f"{signals.memory:.1f} times the memory"
+    return worries
+
+
+def _climbed(watch: Watch, rungs: tuple[Rung, ...], why: tuple[str, ...], now: int) -> Watch:
+    if not rungs:
+        return watch
+    log = tuple(Climb(rung=rung, at=now, why="; ".join(why)) for rung in rungs)
+    return replace(watch, rung=rungs[-1], log=(*watch.log, *log)[-LOG_MAX:])
+
+
+def due(watch: Watch, rollout: Rollout) -> Event | None:
+    """The event that the rollout still lacks for where the ladder stands; None if nothing does.
+
+    Raises:
+        LocalProtocolError: the watch is of another rollout.
+    """
+    if watch.rollout != rollout.id:
+        raise LocalProtocolError(f"expected the watch of rollout {rollout.id}; got that of another")
+    if watch.height >= _ROUTED_BACK:
+        return rollout.undo
+    # Whoever went on at the same time did not know; whoever resumed what was held did.
+    since = rollout.log[watch.fence - rollout.fence :] if rollout.fence > watch.fence else ()
+    held = any(move.event == "hold" for move in since)
+    return "hold" if watch.rung == "freeze" and not held and (rollout.state, "hold") in TRANSITIONS else None
+
+
+_watch: Final = msgspec.json.Decoder(Watch)
+
+
+def watch_in(document: Document, rollout: Rollout) -> Watch:
+    """The watch of this rollout; a new one if what is kept is of the one before.
+
+    Raises:
+        StoreCorrupt: the document holds something else.
+    """
+    kept = read(_watch, document, "the watch of a rollout")
+    return Watch(rollout=rollout.id) if kept is None or kept.rollout != rollout.id else kept
+
+
+def document_of(watch: Watch) -> bytes:
+    """`watch` as the body of a document."""
+    return written(watch)
