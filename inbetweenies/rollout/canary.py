@@ -6,6 +6,7 @@ graph that has something keeps it as the share grows. The unit is the graph: dev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, Literal
@@ -15,9 +16,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
+from ..model import Document
 from ..registry import Registry
-from .kept import Cause
+from .kept import Cause, check_name, read, written
 from .states import WHOLE, Rollout, Rollouts, State
+
+#: The name under which a store keeps `Seen`.
+EVIDENCE: Final = "evidence"
 
 #: Where going on needs time and evidence: what came before was done by whoever went on, and served nobody.
 GATED: Final[frozenset[State]] = frozenset({"shadow", "ramp", "full", "burn_in"})
@@ -101,7 +106,7 @@ class Bar(Struct, frozen=True, kw_only=True):
             raise LocalProtocolError("expected a bar of numbers from 0; got one below")
 
 
-class Evidence(Struct, frozen=True, kw_only=True):
+class Evidence(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What was seen of those whom a rollout reaches.
 
     Attributes:
@@ -109,6 +114,9 @@ class Evidence(Struct, frozen=True, kw_only=True):
         sessions: whole syncs; of them with a push, with a pull, with a conflict: `pushes`, `pulls`, `conflicts`.
         breaches: how often an invariant was broken.
         degraded: what became worse for them than for the others, in words.
+
+    Raises:
+        LocalProtocolError: one of them is below 0.
     """
 
     fence: int
@@ -118,6 +126,57 @@ class Evidence(Struct, frozen=True, kw_only=True):
     conflicts: int = 0
     breaches: int = 0
     degraded: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.fence, self.sessions, self.pushes, self.pulls, self.conflicts, self.breaches) < 0:
+            raise LocalProtocolError("expected evidence of numbers from 0; got one below")
+
+    def __add__(self, other: Evidence) -> Evidence:
+        """Both, if they are of one step; else what is of the later one. What is worse is so until the step is over."""
+        if self.fence != other.fence:
+            return max(self, other, key=lambda one: one.fence)
+        return Evidence(
+            fence=self.fence,
+            sessions=self.sessions + other.sessions,
+            pushes=self.pushes + other.pushes,
+            pulls=self.pulls + other.pulls,
+            conflicts=self.conflicts + other.conflicts,
+            breaches=self.breaches + other.breaches,
+            degraded=tuple(dict.fromkeys((*self.degraded, *other.degraded))),
+        )
+
+
+class Seen(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The evidence for each rollout by its id, gathered by all processes that serve one store."""
+
+    evidence: Mapping[str, Evidence] = {}
+
+    def __post_init__(self) -> None:
+        for name in self.evidence:
+            check_name(name, "the id of a rollout")
+
+    def of(self, rollout: Rollout) -> Evidence:
+        """What was seen of this rollout; nothing, if all of it is of another step."""
+        found = self.evidence.get(rollout.id)
+        return found if found is not None and found.fence == rollout.fence else Evidence(fence=rollout.fence)
+
+    def add(self, rollout: Rollout, evidence: Evidence) -> Seen:
+        """With more evidence, of this rollout, whose subject has no other."""
+        others = {name: one for name, one in self.evidence.items() if name.rpartition("/")[0] != rollout.subject}
+        return Seen(evidence={**others, rollout.id: self.of(rollout) + evidence})
+
+
+_seen: Final = msgspec.json.Decoder(Seen)
+
+
+def seen_in(document: Document) -> Seen:
+    """What a document of the store holds. Raises `StoreCorrupt`: something else."""
+    return read(_seen, document, "the evidence for rollouts") or Seen()
+
+
+def document_of(seen: Seen) -> bytes:
+    """`seen` as the body of a document."""
+    return written(seen)
 
 
 def missing(rollout: Rollout, evidence: Evidence, bar: Bar, *, now: int) -> tuple[str, ...]:

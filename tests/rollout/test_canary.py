@@ -17,10 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from inbetweenies.errors import LocalProtocolError
+from inbetweenies.errors import LocalProtocolError, StoreCorrupt
+from inbetweenies.model import Document
 from inbetweenies.registry import Registry
 from inbetweenies.rollout import canary
-from inbetweenies.rollout.canary import Bar, Evidence, NotYet, bucket, missing, reaches, seen_by, share_of, went_on
+from inbetweenies.rollout.canary import (
+    Bar,
+    Evidence,
+    NotYet,
+    Seen,
+    bucket,
+    missing,
+    reaches,
+    seen_by,
+    seen_in,
+    share_of,
+    went_on,
+)
 from inbetweenies.rollout.kept import Cause
 from inbetweenies.rollout.states import STEPS, WHOLE, Event, Rollout, RolloutMoved, Rollouts, moved
 
@@ -366,3 +379,48 @@ def test_a_planted_bug_is_caught(name: str, bug: Callable[..., Any], monkeypatch
     monkeypatch.setattr(canary, name, bug)
     with pytest.raises(AssertionError):
         any_way()
+
+
+# --- the evidence of several processes ----------------------------------------------------------------------------
+
+EVIDENCE = st.builds(
+    Evidence,
+    fence=st.integers(0, 2),
+    sessions=st.integers(0, 9),
+    pushes=st.integers(0, 9),
+    pulls=st.integers(0, 9),
+    conflicts=st.integers(0, 9),
+    breaches=st.integers(0, 9),
+    degraded=st.lists(st.sampled_from(("p50", "p95", "p99")), unique=True).map(tuple),
+)
+
+
+@given(EVIDENCE, EVIDENCE, EVIDENCE)
+def test_evidence_adds_up_in_any_order_and_only_that_of_the_last_step_counts(a: Evidence, b: Evidence, c: Evidence):
+    def told(one: Evidence) -> Evidence:
+        return replace(one, degraded=tuple(sorted(one.degraded)))
+
+    assert told((a + b) + c) == told(a + (b + c))
+    assert told(a + b) == told(b + a)
+    assert (a + b).fence == max(a.fence, b.fence)
+    assert (a + b).sessions == sum(one.sessions for one in (a, b) if one.fence == max(a.fence, b.fence))
+
+
+def test_what_was_seen_of_a_rollout_counts_for_its_step_alone():
+    first = Rollout(subject="v9", serial=1, fence=3, since=0)
+    other = Rollout(subject="v8", serial=1, fence=0, since=0)
+    seen = Seen().add(first, Evidence(fence=3, sessions=2)).add(other, Evidence(fence=0, pushes=1))
+    seen = seen_in(Document(revision=1, body=canary.document_of(seen.add(first, Evidence(fence=3, sessions=5)))))
+    assert seen.of(first).sessions == 7
+    assert seen.of(other).pushes == 1
+    assert seen.of(replace(first, fence=4)) == Evidence(fence=4)
+    later = Rollout(subject="v9", serial=2, fence=9, since=0)
+    assert set(seen.add(later, Evidence(fence=9)).evidence) == {"v9/2", "v8/1"}
+    assert seen.add(first, Evidence(fence=4, sessions=1)).of(replace(first, fence=4)).sessions == 1
+
+
+def test_evidence_that_is_none_is_refused():
+    assert seen_in(Document()) == Seen()
+    for body in (b"{", b'{"evidence":{"v 9/1":{"fence":1}}}', b'{"evidence":{"v9/1":{"fence":-1}}}', b'{"more":1}'):
+        with pytest.raises(StoreCorrupt):
+            seen_in(Document(revision=1, body=body))
