@@ -9,7 +9,7 @@ the whole line never waits, so it can be driven without an event loop, determini
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
@@ -22,7 +22,6 @@ from .errors import LocalProtocolError, StoreBusy, StoreError, StoreUndone, Vers
 from .limits import Limits
 from .merge import Policy
 from .model import Context, Document, Head, Held, Plan, Reads, Telling, Writes
-from .registry import DOCUMENT
 from .store import Store, Transaction
 from .wire import Negotiation, WireVersion
 
@@ -50,13 +49,13 @@ class Reply(Struct, frozen=True, kw_only=True):
 
 class Routed(Struct, frozen=True, kw_only=True):
     """A decoded message, who serves it, what to tell the peer about the choice of its wire version, and by which
-    decisions of the operator it was made."""
+    documents of the store it was made."""
 
     handler: Any
     message: Any
     served: str
     negotiation: Negotiation | UnsetType = UNSET
-    decided: Document = Document()
+    decided: Mapping[str, Document] | None = None
     sighting: Sighting | None = None
 
 
@@ -70,22 +69,22 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 class RegistryChanged(Exception):
-    """Inside the transaction another `document` was found than the one by which the request was routed. Nothing was
+    """Inside the transaction other `documents` were found than those by which the request was routed. Nothing was
     applied; it is routed anew."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, documents: Mapping[str, Document]) -> None:
         super().__init__("the wire versions that are served were changed meanwhile")
-        self.document = document
+        self.documents = documents
 
 
 class Router(Protocol):
     """Finds the wire version of a body, or refuses it. `inbetweenies.router.ProtocolFallback` is one."""
 
-    def route(self, body: bytes, asked: Asked) -> Routed:
+    def route(self, body: bytes, asked: Asked, graph: str) -> Routed:
         """Raises `RemoteProtocolError`; then nothing of the body was applied or acknowledged (PROTOCOL 1, law 11)."""
 
-    def learn(self, document: Document) -> bool:
-        """From here on route by what this document says. Whether that is anything new."""
+    def learn(self, documents: Mapping[str, Document]) -> bool:
+        """From here on route by what these documents say. Whether that is anything new."""
 
     async def refresh(self) -> bool:
         """Learn what the store holds now."""
@@ -100,10 +99,10 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
     """
     for _ in range(ROUTES_MAX):
         try:
-            routed = router.route(body, asked)
+            routed = router.route(body, asked, context.graph)
             answer, rest = await routed.handler.begin(routed.message, context, routed.negotiation, routed.decided)
         except RegistryChanged as changed:
-            router.learn(changed.document)
+            router.learn(changed.documents)
         except (VersionRefused, LocalProtocolError):
             # It may be served since, or something at all; who was refused a version for good is told so by what is in
             # force now.
@@ -123,13 +122,13 @@ async def begin(
     limits: Limits,
     policy: Policy,
     negotiation: Negotiation | UnsetType = UNSET,
-    decided: Document | None = None,
+    decided: Mapping[str, Document] | None = None,
 ) -> tuple[bytes, Rest | None]:
     """One decoded message, served in its wire version: the answer, or its beginning and the rest of it.
 
     A push is decided in one transaction, and answered when that has committed: law 1, the ack comes after the commit.
     A read is answered from the snapshot that it was decided in, as far as the first piece goes. With `decided`, the
-    document by which the wire version was chosen, the choice holds in this very transaction (PROTOCOL 5.11).
+    documents by which the wire version was chosen, the choice holds in this very transaction (PROTOCOL 5.11).
 
     Raises:
         RegistryChanged: it does not; nothing was applied.
@@ -158,7 +157,7 @@ async def _begin(
     limits: Limits,
     policy: Policy,
     negotiation: Negotiation | UnsetType,
-    decided: Document | None,
+    decided: Mapping[str, Document] | None,
 ) -> tuple[bytes, Rest | None]:
     writable = wire.writes(message)
     try:
@@ -176,12 +175,12 @@ async def _attempt(
     limits: Limits,
     policy: Policy,
     negotiation: Negotiation | UnsetType,
-    decided: Document | None,
+    decided: Mapping[str, Document] | None,
     writable: bool,
 ) -> tuple[bytes, Rest | None]:
     async with store.transaction(context.graph, write=writable) as tx:
         if decided is not None:
-            found = (await tx.read(Reads(documents=(DOCUMENT,)))).documents[DOCUMENT]
+            found = (await tx.read(Reads(documents=tuple(decided)))).documents
             if found != decided:
                 raise RegistryChanged(found)
         request = await run(wire.up(message, context, limits), tx, writable)

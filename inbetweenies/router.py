@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -29,7 +29,8 @@ from .limits import Limits, checked_decode, gate
 from .merge import Policy
 from .model import Context, Document
 from .negotiation import Choice, check_name, json_type, negotiate, problem, told_to
-from .registry import DOCUMENT, Decisions, Registry, decisions_in, registry_of
+from .registry import DOCUMENT, Registry, registry_of
+from .rollout.orders import DOCUMENTS, NONE, Orders, orders_in
 from .store import Store
 from .wire import Negotiation, WireVersion, load
 
@@ -106,7 +107,7 @@ class ProtocolHandler:
         message: Any,
         context: Context,
         negotiation: Negotiation | UnsetType = UNSET,
-        decided: Document | None = None,
+        decided: Mapping[str, Document] | None = None,
     ) -> tuple[bytes, Rest | None]:
         """Serve a decoded message; the encoded answer, or its beginning and the rest of it (see `exchange.begin`)."""
         return await exchange.begin(
@@ -192,7 +193,7 @@ class ProtocolFallback:
         self.disabled = frozenset(disabled)
         self.retired = frozenset(retired)
         self.docs = docs
-        self._decided: tuple[Document, Decisions] = (Document(), Decisions())
+        self._orders: Orders = NONE
         self._known: tuple[Any, Registry] | None = None
         if handlers is None:
             handlers = {
@@ -218,7 +219,7 @@ class ProtocolFallback:
         Raises:
             LocalProtocolError: nothing would be accepted.
         """
-        document, decisions = self._decided
+        decisions, document = self._orders.decisions, self._orders.documents[DOCUMENT]
         # Everything that it is made of may be changed at any time, and it is asked for with every request.
         made_of = (
             tuple(self.handlers.items()), document, self.disabled, self.retired, self.fallback, self.missing, self.docs
@@ -243,15 +244,28 @@ class ProtocolFallback:
         wire = getattr(self.handlers[name], "wire", None)
         return (-getattr(wire, "rank", 0), name)
 
-    def learn(self, document: Document) -> bool:
-        """From here on serve what this document of the store says. Whether that is anything new.
+    @property
+    def orders(self) -> Orders:
+        """What was decided in the store, as far as it is known here."""
+        return self._orders
+
+    def registry_for(self, graph: str) -> Registry:
+        """PROTOCOL 12.5: what is served right now to one graph, which rollouts may or may not reach.
 
         Raises:
-            StoreCorrupt: it says nothing that can be understood; what is served stays.
+            LocalProtocolError: nothing would be accepted.
         """
-        if document == self._decided[0]:
+        return self._orders.registry(self.registry, graph)
+
+    def learn(self, documents: Mapping[str, Document]) -> bool:
+        """From here on serve what these documents of the store say. Whether that is anything new.
+
+        Raises:
+            StoreCorrupt: they say nothing that can be understood; what is served stays.
+        """
+        if documents == self._orders.documents:
             return False
-        self._decided = (document, decisions_in(document))
+        self._orders = orders_in(documents)
         return True
 
     async def refresh(self) -> bool:
@@ -260,7 +274,7 @@ class ProtocolFallback:
         Raises:
             StoreError: the store could not be read; what is served stays.
         """
-        return self.learn(await self.store.document(DOCUMENT))
+        return self.learn({name: await self.store.document(name) for name in DOCUMENTS})
 
     # --- serving
 
@@ -306,7 +320,7 @@ class ProtocolFallback:
                 body=_encode(problem(error)),
                 notice=str(error),
                 about=error.requested if isinstance(error, VersionRefused) else None,
-                sighting=self._refused_sighting(body, asked, error),
+                sighting=self._refused_sighting(body, asked, context.graph, error),
             )
         except StoreError as error:
             away = RemoteProtocolError(
@@ -316,11 +330,11 @@ class ProtocolFallback:
 
     # --- routing
 
-    def route(self, body: bytes, asked: Asked = Asked()) -> Routed:  # noqa: B008 - it is frozen
+    def route(self, body: bytes, asked: Asked = Asked(), graph: str = "") -> Routed:  # noqa: B008 - it is frozen
         """PROTOCOL 5: gate, envelope, choice, decode. Raises `RemoteProtocolError`; then nothing happened."""
         gate(body, self.limits)
         peek = checked_decode(_peek, body)
-        decided, registry = self._decided[0], self.registry
+        decided, registry = self._orders.documents, self.registry_for(graph)
         try:
             requested, offer = _requested(peek, asked.version), _offer(peek, asked.accept)
         except VersionRefused as error:
@@ -346,10 +360,10 @@ class ProtocolFallback:
             ),
         )
 
-    def _refused_sighting(self, body: bytes, asked: Asked, error: RemoteProtocolError) -> Sighting | None:
+    def _refused_sighting(self, body: bytes, asked: Asked, graph: str, error: RemoteProtocolError) -> Sighting | None:
         """What the census makes of a request that was refused; looked at once more, since that is rare."""
         try:
-            registry = self.registry
+            registry = self.registry_for(graph)
         except LocalProtocolError:
             return None  # nothing is served at all
         requested, client = None, None

@@ -291,22 +291,22 @@ class App:
         return [
             (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
             *([] if answer.status == 304 or answer.rest else [(b"content-length", b"%d" % len(answer.body))]),
-            *self.registry_headers(),
-            *version_headers(self._registry(), answer.served, answer.about),
+            *self.registry_headers(call.graph),
+            *version_headers(self._registry(call.graph), answer.served, answer.about),
             (b"inbetweenies-request-id", call.id.encode()),
             *answer.headers,
         ]
 
-    def _registry(self) -> Registry | None:
+    def _registry(self, graph: str | None = None) -> Registry | None:
         try:
-            return self.router.registry
+            return self.router.registry if graph is None else self.router.registry_for(graph)
         except LocalProtocolError:
             return None  # nothing is served just now; the routes say so
 
-    def registry_headers(self) -> Headers:
+    def registry_headers(self, graph: str | None = None) -> Headers:
         """What every answer says of the wire versions that are served, also one that is given before there is a
-        request."""
-        registry = self._registry()
+        request, or before it is known of which graph it is."""
+        registry = self._registry(graph)
         if registry is not self._told[0]:
             self._told = (registry, registry_headers(registry))
         return self._told[1]
@@ -347,9 +347,9 @@ class App:
 
     # --- for connections that stay open
 
-    async def learn(self) -> None:
-        """See what was decided of wire versions, and write down what was seen of them, if that is due."""
-        await self._upkeep.look()
+    async def learn(self, *, again: bool = False) -> None:
+        """See what was decided of wire versions, and write down what was seen of them, if that is due, or `again`."""
+        await self._upkeep.look(again=again)
         await self._upkeep.settle()
 
     async def head(self, graph: str) -> str:
@@ -370,6 +370,11 @@ class App:
 
     def principal(self, call: Call) -> Principal:
         """PROTOCOL 7.1, 7.2: who the token speaks for. Asked before anything of the body is read."""
+        principal = self._speaker(call)
+        call.graph = principal.graph
+        return principal
+
+    def _speaker(self, call: Call) -> Principal:
         if not self.auth:
             return Principal(graph=self._graph, user="local", role="admin")
         secret = bearer(call.headers.get(b"authorization", b""))
@@ -504,7 +509,7 @@ class App:
         principal = self.principal(call)
         device = parse_qs(call.scope.get("query_string", b"").decode("latin-1")).get("device_id", [None])[0]
         held = await self._work(lambda: self._held(principal, Reads()))
-        registry = self._registry()
+        registry = self._registry(principal.graph)
         newest = None if registry is None else registry.accepted[0]
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
 
@@ -592,7 +597,9 @@ class App:
         """PROTOCOL 5.10: for anybody who asks."""
         if not self._upkeep.known:
             raise StoreBusy("expected to have read which wire versions are served; the store could not be read")
-        return discovery.answer(self.router, self._releases, call.headers.get(b"if-none-match", b""))
+        with contextlib.suppress(RefusalError):  # a token is not needed, so one that is no good does no harm
+            self.principal(call)
+        return discovery.answer(self.router, self._releases, call.headers.get(b"if-none-match", b""), call.graph)
 
     # --- identity, as deployed clients expect it
 

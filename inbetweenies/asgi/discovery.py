@@ -1,7 +1,7 @@
 """What HTTP tells of wire versions: the discovery document, and the headers of every answer (PROTOCOL 5.10, 5.12).
 
-For anybody who asks, without a token; the version in which somebody asks is never looked at. Nothing here tells of any
-graph.
+For anybody who asks, without a token; the version in which somebody asks is never looked at. Who asks with a token is
+told what its graph is offered (12.5); nothing else here tells of any graph.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Releases(Struct, frozen=True, kw_only=True):
 # --- the document -------------------------------------------------------------------------------------------------
 
 
-def document(router: ProtocolFallback, releases: Releases) -> dict[str, Any]:
-    """PROTOCOL 5.10: which wire versions are served, and within which bounds."""
-    registry = router.registry
+def document(router: ProtocolFallback, releases: Releases, graph: str | None = None) -> dict[str, Any]:
+    """PROTOCOL 5.10: which wire versions are served, to one graph if one asks, and within which bounds."""
+    registry = router.registry if graph is None else router.registry_for(graph)
     supported = registry.supported
     in_order = [name for name in registry.accepted if name in registry.offered]
     known = [*registry.preference, *sorted(registry.disabled), *sorted(registry.retired)]
@@ -94,11 +94,13 @@ def _told(name: str, registry: Registry) -> dict[str, Any]:
     return told | {key: word for key, word in words.items() if word is not None}
 
 
-def answer(router: ProtocolFallback, releases: Releases, offered: bytes) -> Answer:
+def answer(router: ProtocolFallback, releases: Releases, offered: bytes, graph: str | None = None) -> Answer:
     """The document, or word that it still is the one that the peer has: `offered` is its If-None-Match."""
-    body = encode(document(router, releases))
+    body = encode(document(router, releases, graph))
     tag = b'"%s"' % sha256(body).hexdigest()[:32].encode()
-    headers: Headers = ((b"cache-control", b"max-age=60"), (b"etag", tag), (b"access-control-allow-origin", b"*"))
+    # What one graph is offered is no other one's to be told by a cache.
+    cached = b"max-age=60" if graph is None else b"private, max-age=0"
+    headers: Headers = ((b"cache-control", cached), (b"etag", tag), (b"access-control-allow-origin", b"*"))
     if offered == b"*" or tag in (each.strip().removeprefix(b"W/") for each in offered.split(b",")):
         return Answer(304, b"", headers)
     return Answer(200, body, headers)

@@ -95,9 +95,10 @@ class BrokenOffError(Exception):
 
 
 class Call:
-    """One request: what is known of it before its body is read, and how many bytes of it are held."""
+    """One request: what is known of it before its body is read, how many bytes of it are held, and of which graph it
+    is, once that is known."""
 
-    __slots__ = ("charged", "headers", "id", "method", "path", "receive", "scope")
+    __slots__ = ("charged", "graph", "headers", "id", "method", "path", "receive", "scope")
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.scope = scope
@@ -106,6 +107,7 @@ class Call:
         self.path = route_path(scope)
         self.id = secrets.token_hex(8)
         self.charged = 0
+        self.graph: str | None = None
         self.headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             key = name.lower()

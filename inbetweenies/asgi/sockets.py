@@ -127,13 +127,16 @@ class Sockets:
         principal = self.app.principal(call)
         if self._admitted_n > self.app.bounds.sockets_max:
             raise refused("unavailable", "room for this connection", "none left; try again")
-        await self.app.learn()
-        registry = self.app.router.registry
         offer = [token for token in offered if len(token) <= TOKEN_LETTERS_MAX] if len(offered) <= TOKENS_MAX else []
-        version = select(offer, registry)
-        if version is None and offered and BOOTSTRAP not in offer:
-            raise refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
-        return Connection(self, call, send, principal, version, offered=bool(offered))
+        await self.app.learn()
+        version = select(offer, self.app.router.registry_for(principal.graph))
+        if version is None and offered:
+            await self.app.learn(again=True)  # it may be served since
+            registry = self.app.router.registry_for(principal.graph)
+            version = select(offer, registry)
+            if version is None and BOOTSTRAP not in offer:
+                raise refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
+        return Connection(self, call, send, principal, version, tuple(offer), offered=bool(offered))
 
     async def _refuse(self, call: Call, scope: Scope, send: Send, answer: Answer) -> None:
         within = self.app.bounds.stall_seconds
@@ -180,7 +183,15 @@ class Connection:
     """One peer, in one wire version."""
 
     def __init__(
-        self, sockets: Sockets, call: Call, send: Send, principal: Principal, version: str | None, *, offered: bool
+        self,
+        sockets: Sockets,
+        call: Call,
+        send: Send,
+        principal: Principal,
+        version: str | None,
+        offer: tuple[str, ...],
+        *,
+        offered: bool,
     ) -> None:
         self.principal = principal
         self.wake = asyncio.Event()  # something may have changed
@@ -190,6 +201,7 @@ class Connection:
         self._call = call
         self._send = send
         self._offered = offered
+        self._offer = offer  # what it could speak as well
         self._chosen = version is not None
         self._version = version  # None until the first message says it
         self._next: Follow | None = None
@@ -200,7 +212,7 @@ class Connection:
     async def accept(self) -> None:
         """Complete the handshake. Raises `GoneError`."""
         chosen = self._version or (BOOTSTRAP if self._offered else None)
-        headers = list(self._app.registry_headers())
+        headers = list(self._app.registry_headers(self.principal.graph))
         await self._within({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
 
     async def run(self) -> None:
@@ -228,7 +240,7 @@ class Connection:
 
     async def _reject(self) -> None:
         """It was accepted only to be told why not."""
-        registry = self._app.router.registry
+        registry = self._app.router.registry_for(self.principal.graph)
         refusal = refused("no_common_version", f"one of {', '.join(registry.supported)}", "an offer without any")
         await self._tell(encode({**msgspec.json.decode(refusal.answer.body), "type": "unsupported_version"}))
         await self._end(CLOSE_CODES["no_common_version"], "no_common_version")
@@ -238,7 +250,8 @@ class Connection:
         return self._next is not None and self._next.after == head
 
     def unwelcome(self) -> str | None:
-        """Why this connection must end: its token or its version was withdrawn. Raises `StoreError`."""
+        """PROTOCOL 5.17: why this connection must end: its token or its version was withdrawn, or it would be given
+        another version of those that it offers. Raises `StoreError`."""
         if self._dismissed:
             return None
         try:
@@ -246,10 +259,13 @@ class Connection:
         except RefusalError:
             return "unauthorized"
         try:
-            accepted = self._app.router.registry.accepted
+            registry = self._app.router.registry_for(self.principal.graph)
         except LocalProtocolError:
             return None  # nothing is served just now; the next message is told so
-        return None if self._version is None or self._version in accepted else "version_withdrawn"
+        # What it was chosen for at the handshake is chosen again: of what it offered, another may come first by now.
+        best = select(self._offer, registry) if self._chosen else self._version
+        stays = self._version is None or (self._version in registry.accepted and self._version == best)
+        return None if stays else "version_withdrawn"
 
     async def dismiss(self, why: str) -> None:
         """End it, after what is being told."""
@@ -257,7 +273,7 @@ class Connection:
         with contextlib.suppress(GoneError, LocalProtocolError):
             async with self._turn:
                 if why == "version_withdrawn":
-                    registry = self._app.router.registry
+                    registry = self._app.router.registry_for(self.principal.graph)
                     told = {"type": why, "supported": registry.supported, "registry_revision": registry.revision}
                     await self._tell(encode(told))
                 await self._end(CLOSE_CODES.get(why, WITHDRAWN), why)

@@ -50,14 +50,14 @@ class Upkeep:
         self._tally = Tally()
         self._seen: set[Sighting] = set()
 
-    async def look(self) -> None:
-        """Before a request: learn what was decided, if that was half a second ago."""
+    async def look(self, *, again: bool = False) -> None:
+        """Before a request: learn what was decided, if that was half a second ago, or `again`."""
         if not self.known:
             # Nobody is answered by what is only the default.
             async with self._first:
                 if not self.known:
                     await self._look()
-        elif self._monotonic() - self._looked >= LOOK_SECONDS:
+        elif again or self._monotonic() - self._looked >= LOOK_SECONDS:
             await self._look()
 
     async def _look(self) -> None:

@@ -9,16 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inbetweenies import ProtocolFallback, RemoteProtocolError, V1ProtocolHandler, V2ProtocolHandler
+from inbetweenies import (
+    Feature,
+    FeatureFlags,
+    ProtocolFallback,
+    RemoteProtocolError,
+    V1ProtocolHandler,
+    V2ProtocolHandler,
+)
 from inbetweenies.census import Sighting
 from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy, StoreUndone
 from inbetweenies.exchange import UNDONE_MAX, RegistryChanged, Reply
 from inbetweenies.model import Context, Reads
 from inbetweenies.registry import Decision, Decisions, document_of
+from inbetweenies.rollout.orders import DOCUMENTS
 from inbetweenies.router import ProtocolHandler
 from inbetweenies.stores.memory import MemoryStore
 from inbetweenies.testing.store_tests import read
 from inbetweenies.wire import load
+from tests.rollout.made import begun, keep, move
 from tests.support import NOW, at, run
 
 V1, V2, V7 = "inbetweenies-v1", "inbetweenies-v2", "inbetweenies-v7"
@@ -459,8 +468,8 @@ def test_who_was_on_the_way_when_a_version_was_switched_off_is_answered_by_what_
     peer = Operator()
     route = peer.fallback.route
 
-    def switch_off(body: bytes, asked: Any) -> Any:
-        routed = route(body, asked)
+    def switch_off(body: bytes, asked: Any, graph: str) -> Any:
+        routed = route(body, asked, graph)
         peer.fallback.route = route  # type: ignore[method-assign]
         peer.decide(v2="disabled")
         return routed
@@ -477,8 +486,8 @@ def test_an_operator_who_never_rests_is_told_as_unavailable() -> None:
     peer = Operator()
     route = peer.fallback.route
 
-    def change(body: bytes, asked: Any) -> Any:
-        routed = route(body, asked)
+    def change(body: bytes, asked: Any, graph: str) -> Any:
+        routed = route(body, asked, graph)
         peer.decide(v1="offered")
         return routed
 
@@ -486,16 +495,6 @@ def test_an_operator_who_never_rests_is_told_as_unavailable() -> None:
     reply, told = peer.handle(V2_READ)
 
     assert (503, "unavailable") == (reply.status, told["code"])
-
-
-def test_decisions_that_cannot_be_read_stop_the_server_and_change_nothing() -> None:
-    peer = Operator()
-    peer.handle(V2_READ)
-    assert run(peer.store.put_document("registry", b"{", revision=0))
-    reply, _ = peer.handle(V2_PUSH)
-
-    assert 503 == reply.status
-    assert (V2, V1) == peer.fallback.registry.accepted
 
 
 def test_what_only_the_store_knows_is_learnt_by_asking_it() -> None:
@@ -617,3 +616,51 @@ def test_a_refusal_says_which_version_it_is_about() -> None:
     body = msgspec.json.encode(V2_READ | {"protocol_version": "inbetweenies-v0"})
 
     assert "inbetweenies-v0" == run(fallback.handle(body, context=CONTEXT)).about
+
+
+# --- what is rolled out -------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_decides_to_whom_a_version_is_offered() -> None:
+    peer = Operator()
+    keep(peer.store, begun(V2, "reached"))
+    run(peer.fallback.refresh())
+
+    assert (V2, V1) == peer.fallback.registry_for("reached").supported == peer.fallback.registry.supported
+    assert (V1,) == peer.fallback.registry_for("another").supported
+    assert (V2, V1) == peer.fallback.registry_for("another").accepted
+
+
+def test_no_write_commits_by_a_rollout_that_was_moved_before_its_transaction() -> None:
+    peer = Operator()
+    for change in (begun(V2), move(begun(V2), V2, "roll_back")):
+        routed = peer.fallback.route(msgspec.json.encode(V2_PUSH), graph="default")
+        keep(peer.store, change)
+        with pytest.raises(RegistryChanged) as caught:
+            run(routed.handler.begin(routed.message, CONTEXT, routed.negotiation, routed.decided))
+        assert peer.fallback.learn(caught.value.documents)
+    assert 0 == run(read(peer.store, "default", Reads())).head.seq
+    assert 200 == peer.handle(V2_PUSH)[0].status
+
+
+def test_a_switch_of_a_feature_counts_for_the_next_request() -> None:
+    peer = Operator()
+    flags = FeatureFlags(peer.store)
+    wanted = {**V2_READ, "supported_versions": [V2, V1]}
+    assert "negotiation" not in peer.handle(wanted)[1]
+    flags.disable(Feature.ENTITY_VERSIONING)  # which enhanced sync needs
+    off = peer.handle(wanted)[1]
+    flags.enable(Feature.ENTITY_VERSIONING)
+    flags.enable(Feature.ENHANCED_SYNC)
+    assert [V1, V2] == off["negotiation"]["supported"]
+    assert "negotiation" not in peer.handle(wanted)[1]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_orders_that_cannot_be_read_stop_the_server_and_change_nothing(name: str) -> None:
+    peer = Operator()
+    peer.handle(V2_READ)
+    assert run(peer.store.put_document(name, b"{", revision=0))
+
+    assert 503 == peer.handle(V2_PUSH)[0].status
+    assert (V2, V1) == peer.fallback.registry_for("default").supported

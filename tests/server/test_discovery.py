@@ -16,8 +16,10 @@ from inbetweenies.errors import LocalProtocolError, StoreBusy
 from inbetweenies.limits import Limits
 from inbetweenies.model import Document
 from inbetweenies.registry import Decision, Decisions, Notice, State, document_of
+from inbetweenies.rollout.orders import DOCUMENTS
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores import MemoryStore, SqliteStore
+from tests.rollout.made import begun, keep, move
 from tests.server.calls import SYNC, V2, Response, entity, request, running, sync, write
 from tests.server.test_asgi import AUTHENTICATED, NOW, OPEN, Site
 from tests.support import run
@@ -335,7 +337,7 @@ async def test_the_registry_is_looked_at_twice_a_second_at_most() -> None:
     site.seconds += 0.49
     await site.ask("GET", "/health")
 
-    assert 1 == store.read
+    assert len(DOCUMENTS) == store.read
 
 
 async def test_nothing_served_is_found_out_at_the_start() -> None:
@@ -457,3 +459,33 @@ async def test_a_store_in_a_file_is_looked_at_beside_the_event_loop(tmp_path: Pa
     assert [V1] == discovery.json["supported_versions"]
     assert {(V2, "unknown"): (1, 0, 0)} == counted(site)
     run(store.close())
+
+
+# --- what one graph is offered ------------------------------------------------------------------------------------
+
+
+async def test_who_asks_with_a_token_is_told_what_its_graph_is_offered(site: Site) -> None:
+    keep(site.router.store, begun(V2, "elsewhere"))
+    anybody, left_out = await site.ask("GET", "/api/version", token=None), await site.ask("GET", "/api/version")
+    keep(site.router.store, begun(V2, "home"))
+    site.seconds += 1
+    reached = await site.ask("GET", "/api/version")
+
+    assert [[V2, V1], [V1], [V2, V1]] == [one.json["supported_versions"] for one in (anybody, left_out, reached)]
+    assert ["max-age=60", "private, max-age=0"] == [one.headers["cache-control"] for one in (anybody, left_out)]
+    assert anybody.json["registry_revision"] != left_out.json["registry_revision"]
+
+
+async def test_every_answer_says_what_the_graph_is_offered(site: Site) -> None:
+    keep(site.router.store, begun(V2, "elsewhere"))
+    body = sync(supported_versions=[V2, V1])
+    left_out = await site.ask("POST", SYNC, body)
+    keep(site.router.store, move(begun(V2, "home"), V2, "hold"))
+    reached = await site.ask("POST", SYNC, body)
+    keep(site.router.store, move(begun(V2, "home"), V2, "roll_back"))
+    rolled_back = await site.ask("POST", SYNC, body)
+
+    for answer, told in ((left_out, V1), (reached, f"{V2}, {V1}"), (rolled_back, V1)):
+        # Who is in the middle of a sync finishes it, and is told where to go next.
+        assert (told, V2) == (answer.headers["inbetweenies-supported-versions"], answer.headers["inbetweenies-version"])
+        assert (V1 if told == V1 else None) == answer.json.get("negotiation", {"supported": [None]})["supported"][0]

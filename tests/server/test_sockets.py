@@ -19,6 +19,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from inbetweenies.stores import SqliteStore
+from tests.rollout.made import begun, keep
 from tests.server.calls import GUARD_SECONDS, ROOT, V2, entity, environment, running, sync, write
 
 V1 = "inbetweenies-v1"
@@ -299,3 +301,35 @@ async def test_a_version_that_is_withdrawn_ends_its_connections_and_no_others(ho
             cli("versions", "enable", "--db", home.db, V2)
 
     assert ("version_withdrawn", [V1]) == (told["type"], told["supported"])
+
+
+async def test_who_could_speak_what_a_rollout_gives_or_takes_is_told_to_come_back(tmp_path: Path) -> None:
+    """PROTOCOL 12.3, 5.17: a connection that lasts for days is no sync that may finish as it began."""
+    store = SqliteStore(tmp_path / "home.db", journal=False, heads=False)
+    with serving(tmp_path / "home.db") as url:
+        home = Home(tmp_path / "home.db", url)
+        async with home.connected(V2, V1, BOOTSTRAP) as able, home.connected(V2) as old:
+            await ask(able, modern())
+            await ask(old, modern())
+            keep(store, begun(V2, "elsewhere"))
+            told = json.loads(await able.recv())
+            assert (1012, "version_withdrawn") == await closing(able)
+            async with home.connected(V2, V1) as again:
+                assert V1 == again.subprotocol
+                keep(store, begun(V2, "home"))
+                assert (1012, "version_withdrawn") == await closing(again)
+            # What speaks nothing else is served as before.
+            assert "changes" in await ask(old, modern())
+    await store.close()
+
+    assert ("version_withdrawn", [V1]) == (told["type"], told["supported"])
+
+
+async def test_what_is_served_again_is_served_to_the_next_handshake(home: Home) -> None:
+    cli("versions", "disable", "--db", home.db, V2, "--yes")
+    with pytest.raises(InvalidStatus):
+        async with home.connected(V2):
+            pass  # it has seen that by now
+    cli("versions", "enable", "--db", home.db, V2)
+    async with home.connected(V2) as socket:
+        assert V2 == socket.subprotocol
