@@ -30,12 +30,35 @@ T = TypeVar("T")
 ROUTES_MAX = 8  # an operator who switches versions faster than a request is routed has to wait, not we
 
 
+class Effect(Struct, frozen=True, kw_only=True):
+    """What serving a message came to, for those who watch how a version does (PROTOCOL 12.6).
+
+    Attributes:
+        pushed, pulled: whether it brought something, and was told something.
+        conflicts: whether any of it met a conflict.
+        whole: whether nothing is left for a later page: a sync is over.
+    """
+
+    pushed: bool = False
+    pulled: bool = False
+    conflicts: bool = False
+    whole: bool = True
+
+
+class Begun(Struct, frozen=True, kw_only=True):
+    """The answer to a message, or its beginning and the `rest` of it, and what it came to."""
+
+    body: bytes
+    rest: Rest | None = None
+    effect: Effect = Effect()
+
+
 class Reply(Struct, frozen=True, kw_only=True):
     """What goes back to a peer: an HTTP status, a JSON body, the wire version that was served (None on a refusal).
 
     `notice` is a line worth logging, for shells; the pure part does not log. With `rest`, `body` is only the beginning
     of an answer that is not held whole. `about` is the version that a refusal is about, `sighting` what the census
-    makes of the request.
+    makes of the request, `effect` what it came to; None of what was refused.
     """
 
     status: int
@@ -45,6 +68,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     about: str | None = None
     sighting: Sighting | None = None
     rest: Rest | None = None
+    effect: Effect | None = None
 
 
 class Routed(Struct, frozen=True, kw_only=True):
@@ -100,7 +124,7 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
     for _ in range(ROUTES_MAX):
         try:
             routed = router.route(body, asked, context.graph)
-            answer, rest = await routed.handler.begin(routed.message, context, routed.negotiation, routed.decided)
+            begun: Begun = await routed.handler.begin(routed.message, context, routed.negotiation, routed.decided)
         except RegistryChanged as changed:
             router.learn(changed.documents)
         except (VersionRefused, LocalProtocolError):
@@ -109,7 +133,14 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
             if not await router.refresh():
                 raise
         else:
-            return Reply(status=200, body=answer, served=routed.served, sighting=routed.sighting, rest=rest)
+            return Reply(
+                status=200,
+                body=begun.body,
+                served=routed.served,
+                sighting=routed.sighting,
+                rest=begun.rest,
+                effect=begun.effect,
+            )
     raise StoreBusy("expected the served wire versions to stay the same for a moment; they changed again and again")
 
 
@@ -123,7 +154,7 @@ async def begin(
     policy: Policy,
     negotiation: Negotiation | UnsetType = UNSET,
     decided: Mapping[str, Document] | None = None,
-) -> tuple[bytes, Rest | None]:
+) -> Begun:
     """One decoded message, served in its wire version: the answer, or its beginning and the rest of it.
 
     A push is decided in one transaction, and answered when that has committed: law 1, the ack comes after the commit.
@@ -158,7 +189,7 @@ async def _begin(
     policy: Policy,
     negotiation: Negotiation | UnsetType,
     decided: Mapping[str, Document] | None,
-) -> tuple[bytes, Rest | None]:
+) -> Begun:
     writable = wire.writes(message)
     try:
         return await _attempt(wire, message, store, context, limits, policy, negotiation, decided, writable)
@@ -177,7 +208,7 @@ async def _attempt(
     negotiation: Negotiation | UnsetType,
     decided: Mapping[str, Document] | None,
     writable: bool,
-) -> tuple[bytes, Rest | None]:
+) -> Begun:
     async with store.transaction(context.graph, write=writable) as tx:
         if decided is not None:
             found = (await tx.read(Reads(documents=tuple(decided)))).documents
@@ -190,7 +221,13 @@ async def _attempt(
         first = None if writable else await rest.next(tx)
     if first is None:
         first = await rest.next()
-    return first, None if rest.ended else rest
+    effect = Effect(
+        pushed=bool(request.changes),
+        pulled=bool(response.rows),
+        conflicts=bool(response.conflicts),
+        whole=not response.more,
+    )
+    return Begun(body=first, rest=None if rest.ended else rest, effect=effect)
 
 
 class Rest:

@@ -24,7 +24,7 @@ from .errors import (
     StoreError,
     VersionRefused,
 )
-from .exchange import Asked, Reply, Rest, Routed
+from .exchange import Asked, Begun, Reply, Routed
 from .limits import Limits, checked_decode, gate
 from .merge import Policy
 from .model import Context, Document
@@ -99,7 +99,8 @@ class ProtocolHandler:
         gate(body, self.limits)
         message = self.wire.decode(body, limits=self.limits)
         context = msgspec.structs.replace(self.context, now=self.clock())
-        answer: dict[str, Any] = _decode(await exchange.whole(*await self.begin(message, context)))
+        begun = await self.begin(message, context)
+        answer: dict[str, Any] = _decode(await exchange.whole(begun.body, begun.rest))
         return answer
 
     async def begin(
@@ -108,8 +109,8 @@ class ProtocolHandler:
         context: Context,
         negotiation: Negotiation | UnsetType = UNSET,
         decided: Mapping[str, Document] | None = None,
-    ) -> tuple[bytes, Rest | None]:
-        """Serve a decoded message; the encoded answer, or its beginning and the rest of it (see `exchange.begin`)."""
+    ) -> Begun:
+        """Serve a decoded message (see `exchange.begin`)."""
         return await exchange.begin(
             self.wire,
             message,
@@ -414,9 +415,9 @@ class _DictHandler:
     def __init__(self, handler: Any) -> None:
         self._handler = handler
 
-    async def begin(self, message: Any, context: Context, *_: object) -> tuple[bytes, Rest | None]:
+    async def begin(self, message: Any, context: Context, *_: object) -> Begun:
         answer = await self._handler.process(message)
-        return _dict_bytes(answer), None
+        return Begun(body=_dict_bytes(answer))
 
 
 _any = msgspec.json.Decoder(dict[str, Any])

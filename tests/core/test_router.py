@@ -19,7 +19,7 @@ from inbetweenies import (
 )
 from inbetweenies.census import Sighting
 from inbetweenies.errors import PROBLEM_BYTES_MAX, LocalProtocolError, StoreBusy, StoreUndone
-from inbetweenies.exchange import UNDONE_MAX, RegistryChanged, Reply
+from inbetweenies.exchange import UNDONE_MAX, Effect, RegistryChanged, Reply
 from inbetweenies.model import Context, Reads
 from inbetweenies.registry import Decision, Decisions, document_of
 from inbetweenies.rollout.orders import DOCUMENTS
@@ -664,3 +664,27 @@ def test_orders_that_cannot_be_read_stop_the_server_and_change_nothing(name: str
 
     assert 503 == peer.handle(V2_PUSH)[0].status
     assert (V2, V1) == peer.fallback.registry_for("default").supported
+
+
+def test_a_reply_tells_what_serving_came_to() -> None:
+    """PROTOCOL 12.6: what a step of a rollout has to have seen."""
+    peer = Operator()
+    lamp = {**LAMP, "version": at(1), "content": {"on": False}, "parent_versions": []}
+    effects = [
+        peer.handle(body)[0].effect
+        for body in (
+            {"protocol_version": "x" * 65},
+            {"client_id": "c", "type": "sync_request"},
+            V2_PUSH,
+            V2_READ | {"changes": [{"change_type": "update", "entity": lamp}]},
+            V2_READ | {"sync_type": "delta", "features": ["paging"], "page_rows": 1},
+        )
+    ]
+
+    assert effects == [
+        None,
+        Effect(),
+        Effect(pushed=True, pulled=True),
+        Effect(pushed=True, pulled=True, conflicts=True),
+        Effect(pulled=True, whole=False),
+    ]

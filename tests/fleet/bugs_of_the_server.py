@@ -246,10 +246,10 @@ def refused_after_commit(patch: Patch) -> None:
     real = exchange.begin
 
     async def begin(*given: Any, **named: Any) -> Any:
-        body, rest = await real(*given, **named)
-        if b'"refused":[{' in body:
+        begun = await real(*given, **named)
+        if b'"refused":[{' in begun.body:
             raise RemoteProtocolError(code="malformed_request", expected="items that can be stored", got="another")
-        return body, rest
+        return begun
 
     patch.setattr(exchange, "begin", begin)
 

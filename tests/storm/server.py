@@ -53,7 +53,7 @@ class Fuse:
 def ack_before_commit() -> None:
     """The answer is on its way while the commit still waits for its turn."""
 
-    async def begin(wire: Any, message: Any, **named: Any) -> tuple[bytes, None]:
+    async def begin(wire: Any, message: Any, **named: Any) -> exchange.Begun:
         context = named["context"]
         block: Any = named["store"].transaction(context.graph, write=wire.writes(message))
         tx = await block.__aenter__()
@@ -65,7 +65,7 @@ def ack_before_commit() -> None:
         while not rest.ended:
             pieces.append(await rest.next(tx))
         threading.Timer(0.05, lambda: driven(block.__aexit__(None, None, None))).start()
-        return b"".join(pieces), None
+        return exchange.Begun(body=b"".join(pieces))
 
     exchange.begin = begin
 

@@ -31,7 +31,8 @@ TINY = Limits(page_bytes_max=1)
 def begun(server: Server, body: bytes, limits: Limits, wire: Any = v2.WIRE) -> tuple[bytes, Rest | None]:
     message = wire.decode(body, limits=limits)
     context = Context(now=NOW, token="t", user="ann")
-    return run(exchange.begin(wire, message, store=server.store, context=context, limits=limits, policy=server.policy))
+    made = run(exchange.begin(wire, message, store=server.store, context=context, limits=limits, policy=server.policy))
+    return made.body, made.rest
 
 
 def pieces_of(first: bytes, rest: Rest | None) -> list[bytes]:

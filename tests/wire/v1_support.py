@@ -350,7 +350,7 @@ class V1Client:
         async def exchanged() -> bytes:
             message = WIRE.decode(raw, path=path, strict=strict, limits=LIMITS)
             context = Context(user=self.user, token=self.token, now=self.server.now)
-            answer = await exchange.begin(
+            begun = await exchange.begin(
                 WIRE,
                 message,
                 store=self.server.store,
@@ -359,7 +359,7 @@ class V1Client:
                 policy=self.server.policy,
                 negotiation=negotiation,
             )
-            return await exchange.whole(*answer)
+            return await exchange.whole(begun.body, begun.rest)
 
         return json.loads(run(exchanged()))
 
