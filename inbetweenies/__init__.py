@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .offers import VersionPolicy
     from .ops.canary import CanaryDeployment
     from .ops.flags import FeatureFlags
+    from .ops.performance import PerformanceMonitor
     from .registry import Notice, Registry
     from .rest import Adapters, versioned_endpoint
     from .rollout.flags import Feature
@@ -67,6 +68,7 @@ _HOMES = {
     "VersionPolicy": ".offers",
     "CanaryDeployment": ".ops.canary",
     "FeatureFlags": ".ops.flags",
+    "PerformanceMonitor": ".ops.performance",
     "Notice": ".registry",
     "Registry": ".registry",
     "Adapters": ".rest",
@@ -98,6 +100,7 @@ __all__ = [
     "MemoryStore",
     "NoCommonVersion",
     "Notice",
+    "PerformanceMonitor",
     "Policy",
     "ProtocolFallback",
     "ProtocolHandler",

@@ -163,7 +163,9 @@ class Seen(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown
     def add(self, rollout: Rollout, evidence: Evidence) -> Seen:
         """With more evidence, of this rollout, whose subject has no other."""
         others = {name: one for name, one in self.evidence.items() if name.rpartition("/")[0] != rollout.subject}
-        return Seen(evidence={**others, rollout.id: self.of(rollout) + evidence})
+        # Whoever is late, and adds what is of an earlier step, takes nothing from this one.
+        known = self.evidence.get(rollout.id, Evidence(fence=rollout.fence))
+        return Seen(evidence={**others, rollout.id: known + evidence})
 
 
 _seen: Final = msgspec.json.Decoder(Seen)

@@ -8,6 +8,7 @@ doing leaves nothing undone, and one that does it twice does it once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -16,16 +17,19 @@ from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
 from ..model import Document
-from .kept import read, written
+from .kept import check_name, read, written
 from .sequential import Arm, Bets
 from .states import TRANSITIONS, Event, Rollout
 
+#: The name under which a store keeps `Watches`.
+DOCUMENT: Final = "watch"
 LOG_MAX: Final = 50  # climbs that are remembered: four, and freezes that people have undone
 
 Rung: TypeAlias = Literal["watch", "freeze", "route_back", "switch", "repair"]
 #: PROTOCOL 12.8, from the bottom. "restore" would be next, and is a person's to do.
 RUNGS: Final[tuple[Rung, ...]] = ("watch", "freeze", "route_back", "switch", "repair")
 _ROUTED_BACK: Final = RUNGS.index("route_back")
+_SWITCHED: Final = RUNGS.index("switch")
 
 
 class Thresholds(Struct, frozen=True, kw_only=True):
@@ -92,6 +96,7 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         doubts: at how many looks in a row there were consecutive failures.
         silence: for how many looks in a row nobody could tell what was seen.
         worries: what it was frozen for. Each does so once: who resumes it after that knows.
+        switched: what is rolled out was switched off as far as it could be. Once: who switches it on again knows why.
         log: the newest `LOG_MAX` climbs, oldest first.
 
     Raises:
@@ -105,6 +110,7 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     doubts: int = 0
     silence: int = 0
     worries: frozenset[str] = frozenset()
+    switched: bool = False
     log: tuple[Climb, ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,6 +121,16 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def height(self) -> int:
         return RUNGS.index(self.rung)
 
+    @property
+    def routed_back(self) -> bool:
+        """Whether it was taken back, or is to be."""
+        return self.height >= _ROUTED_BACK
+
+    @property
+    def must_switch(self) -> bool:
+        """Whether what is rolled out is still to be switched off."""
+        return self.height >= _SWITCHED and not self.switched
+
 
 def look(watch: Watch, signals: Signals | None, thresholds: Thresholds, *, fence: int, now: int) -> Watch:
     """PROTOCOL 12.8: what is known after one more look, at `now` microseconds, at a rollout with this `fence`.
@@ -123,7 +139,7 @@ def look(watch: Watch, signals: Signals | None, thresholds: Thresholds, *, fence
     came. What was seen may be told once only: of several who look at once, one puts what comes of it, and the others
     look anew.
     """
-    if watch.height >= _ROUTED_BACK:
+    if watch.routed_back:
         # Nobody is reached any more: only what is still being broken leads further, one rung a look.
         above = RUNGS[watch.height + 1 : watch.height + 2]
         return _climbed(watch, above, signals.breaches, now) if signals and signals.breaches else watch
@@ -191,7 +207,7 @@ def due(watch: Watch, rollout: Rollout) -> Event | None:
     """
     if watch.rollout != rollout.id:
         raise LocalProtocolError(f"expected the watch of rollout {rollout.id}; got that of another")
-    if watch.height >= _ROUTED_BACK:
+    if watch.routed_back:
         return rollout.undo
     # Whoever went on at the same time did not know; whoever resumed what was held did.
     since = rollout.log[watch.fence - rollout.fence :] if rollout.fence > watch.fence else ()
@@ -199,19 +215,53 @@ def due(watch: Watch, rollout: Rollout) -> Event | None:
     return "hold" if watch.rung == "freeze" and not held and (rollout.state, "hold") in TRANSITIONS else None
 
 
-_watch: Final = msgspec.json.Decoder(Watch)
+# --- all of them, as the store keeps them -------------------------------------------------------------------------
 
 
-def watch_in(document: Document, rollout: Rollout) -> Watch:
-    """The watch of this rollout; a new one if what is kept is of the one before.
+class Watches(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The watch of the newest rollout of each subject.
 
     Raises:
-        StoreCorrupt: the document holds something else.
+        LocalProtocolError: one is under another subject than its own.
     """
-    kept = read(_watch, document, "the watch of a rollout")
-    return Watch(rollout=rollout.id) if kept is None or kept.rollout != rollout.id else kept
+
+    watches: Mapping[str, Watch] = {}
+
+    def __post_init__(self) -> None:
+        for subject, watch in self.watches.items():
+            check_name(subject, "a subject")
+            if _subject_and_serial(watch.rollout)[0] != subject:
+                raise LocalProtocolError("expected each watch under its subject; got one under another")
+
+    def of(self, rollout: Rollout) -> Watch:
+        """The watch of this rollout; a new one if what is kept is of the one before."""
+        kept = self.watches.get(rollout.subject)
+        return Watch(rollout=rollout.id) if kept is None or kept.rollout != rollout.id else kept
+
+    def put(self, watch: Watch) -> Watches:
+        """With this watch; the same, if one of a later rollout of its subject is there: who is late changes nothing."""
+        subject, serial = _subject_and_serial(watch.rollout)
+        kept = self.watches.get(subject)
+        if kept is not None and _subject_and_serial(kept.rollout)[1] > serial:
+            return self
+        return Watches(watches={**self.watches, subject: watch})
 
 
-def document_of(watch: Watch) -> bytes:
-    """`watch` as the body of a document."""
-    return written(watch)
+def _subject_and_serial(rollout: str) -> tuple[str, int]:
+    subject, _, serial = rollout.rpartition("/")
+    if not (serial.isascii() and serial.isdigit()):
+        raise LocalProtocolError("expected the id of a rollout to end with its serial; got another")
+    return subject, int(serial)
+
+
+_watches: Final = msgspec.json.Decoder(Watches)
+
+
+def watches_in(document: Document) -> Watches:
+    """What a document of the store holds. Raises `StoreCorrupt`: something else."""
+    return read(_watches, document, "the watches of rollouts") or Watches()
+
+
+def document_of(watches: Watches) -> bytes:
+    """`watches` as the body of a document."""
+    return written(watches)

@@ -418,7 +418,10 @@ def test_what_was_seen_of_a_rollout_counts_for_its_step_alone() -> None:
     assert seen.of(replace(first, fence=4)) == Evidence(fence=4)
     later = Rollout(subject="v9", serial=2, fence=9, since=0)
     assert set(seen.add(later, Evidence(fence=9)).evidence) == {"v9/2", "v8/1"}
-    assert seen.add(first, Evidence(fence=4, sessions=1)).of(replace(first, fence=4)).sessions == 1
+    on = seen.add(first, Evidence(fence=4, sessions=1))
+    assert on.of(replace(first, fence=4)).sessions == 1
+    # Nor does it take away what was seen at this one, if it comes late.
+    assert on == on.add(first, Evidence(fence=3, sessions=9))
 
 
 def test_evidence_that_is_none_is_refused() -> None:

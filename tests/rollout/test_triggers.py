@@ -26,10 +26,11 @@ from inbetweenies.rollout.triggers import (
     Signals,
     Thresholds,
     Watch,
+    Watches,
     document_of,
     due,
     look,
-    watch_in,
+    watches_in,
 )
 from tests.rollout.simulation import THRESHOLDS, taken_back_after
 
@@ -242,7 +243,7 @@ def climb(story: list[tuple[Signals | None, Any]]) -> None:
     for now, (told, event) in enumerate(story):
         before = watch
         watch = triggers.look(before, told, THRESHOLDS, fence=rollout.fence, now=now)
-        assert watch == watch_in(Document(revision=1, body=document_of(watch)), rollout)
+        assert watch == kept_as(Watches().put(watch)).of(rollout)
         check_climb(before, watch, told, now)
         rollout = act(rollout, event)  # somebody else is always a little faster
         todo = due(watch, rollout)
@@ -256,6 +257,10 @@ def climb(story: list[tuple[Signals | None, Any]]) -> None:
             assert after.state != "ramp"
         rollout = after
     assert backs == sum(one.rung == "route_back" for one in watch.log) <= 1
+
+
+def kept_as(watches: Watches) -> Watches:
+    return watches_in(Document(revision=1, body=document_of(watches)))
 
 
 def check_climb(before: Watch, after: Watch, told: Signals | None, now: int) -> None:
@@ -349,13 +354,33 @@ def test_where_nothing_can_be_held_freezing_waits_and_taking_back_does_not() -> 
 
 
 def test_the_next_rollout_of_a_subject_is_watched_anew() -> None:
-    kept = Document(revision=1, body=document_of(looked(BROKEN)))
+    first, second = Rollout(subject="x", since=0), Rollout(subject="x", serial=2, since=0)
+    kept = kept_as(Watches().put(looked(BROKEN)))
 
-    assert "route_back" == watch_in(kept, Rollout(subject="x", since=0)).rung
-    assert Watch(rollout="x/2") == watch_in(kept, Rollout(subject="x", serial=2, since=0))
-    assert Watch(rollout="x/1") == watch_in(Document(), Rollout(subject="x", since=0))
+    assert "route_back" == kept.of(first).rung
+    assert Watch(rollout="x/2") == kept.of(second)
+    assert Watch(rollout="x/1") == watches_in(Document()).of(first)
     with pytest.raises(LocalProtocolError, match=r"expected the watch of rollout x/2"):
         due(looked(), Rollout(subject="x", serial=2, since=0))
+
+
+def test_rollouts_of_several_subjects_are_watched_side_by_side_and_who_is_late_changes_none() -> None:
+    other = Watch(rollout="y/1", doubts=1)
+    kept = Watches().put(looked(BROKEN)).put(other)
+    later = kept.put(Watch(rollout="x/10", doubts=2))
+
+    assert ("route_back", other) == (kept.of(Rollout(subject="x", since=0)).rung, kept.watches["y"])
+    assert {"x": "x/10", "y": "y/1"} == {subject: watch.rollout for subject, watch in later.watches.items()}
+    assert later == later.put(looked(BROKEN)) == later.put(Watch(rollout="x/9"))
+
+
+def test_what_is_to_be_switched_off_is_so_once() -> None:
+    switched = looked(BROKEN, BROKEN)
+
+    assert [False, False, True] == [one.must_switch for one in (looked(), looked(BROKEN), switched)]
+    assert [False, True, True] == [one.routed_back for one in (looked(), looked(BROKEN), switched)]
+    assert not replace(switched, switched=True).must_switch
+    assert not looked(BROKEN, watch=replace(switched, switched=True)).must_switch
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -374,16 +399,20 @@ def test_thresholds_that_would_always_or_never_be_passed_are_refused(fields: dic
     "body",
     [
         b"",
-        b"{}",
-        b'{"rollout": "x/1", "newer": 1}',
-        b'{"rollout": "x/1", "rung": "restore"}',
-        b'{"rollout": "x/1", "bets": {"logs": [0, 0]}}',
-        b'{"rollout": "x/1", "bets": {"canary": {"requests": 1, "failures": 2}}}',
+        b'{"newer": 1}',
+        b'{"watches": {"x": {}}}',
+        b'{"watches": {"x": {"rollout": "x/1", "newer": 1}}}',
+        b'{"watches": {"x": {"rollout": "y/1"}}}',
+        b'{"watches": {"x": {"rollout": "x"}}}',
+        b'{"watches": {"": {"rollout": "/1"}}}',
+        b'{"watches": {"x": {"rollout": "x/1", "rung": "restore"}}}',
+        b'{"watches": {"x": {"rollout": "x/1", "bets": {"logs": [0, 0]}}}}',
+        b'{"watches": {"x": {"rollout": "x/1", "bets": {"canary": {"requests": 1, "failures": 2}}}}}',
     ],
 )
 def test_a_document_of_something_else_is_refused(body: bytes) -> None:
-    with pytest.raises(StoreCorrupt, match="expected the watch of a rollout"):
-        watch_in(Document(revision=1, body=body), Rollout(subject="x", since=0))
+    with pytest.raises(StoreCorrupt, match="expected the watches of rollouts"):
+        watches_in(Document(revision=1, body=body))
 
 
 def test_a_log_that_grew_beyond_its_bound_is_refused() -> None:
