@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from .cli_backup import backup, restore, verify
+from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
 from .model import format_time
@@ -81,6 +83,8 @@ def commands() -> None:
 
 commands.add_command(versions)
 commands.add_command(census_command)
+commands.add_command(rollout)
+commands.add_command(flags)
 commands.add_command(status)
 commands.add_command(log)
 commands.add_command(backup)

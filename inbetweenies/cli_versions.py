@@ -7,8 +7,11 @@ ever raises what others need: only whoever runs this does, and is shown first wh
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+import os
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -30,10 +33,21 @@ T = TypeVar("T")
 DAY_US: Final = 24 * 3600 * 1_000_000
 COUNT_COLUMNS: Final = ("version", "client", "last_seen", "reads", "writes", "refused", "served")
 
+
+def _login() -> str:
+    with suppress(KeyError, OSError, ImportError):  # without a name in the environment, and without an account
+        return getpass.getuser()
+    return f"user {os.getuid()}" if hasattr(os, "getuid") else "somebody"
+
+
 db_option = click.option(
     "--db", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The database file of the server."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+actor_option = click.option(
+    "--actor", default=_login, show_default="the login name", help="Who does it; kept with what is done."
+)
+reason_option = click.option("--reason", default="not given", help="Why; kept with what is done.")
 _days = click.option(
     "--days", type=click.IntRange(1, 400), default=30, show_default=True, help="Count who was seen in so many days."
 )
@@ -78,20 +92,23 @@ class Found(Struct, frozen=True, kw_only=True):
         return registry_of(self.installed, decided or self.decided, fallback=FALLBACK, missing=FALLBACK)
 
 
-def _in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+@contextmanager
+def opened(db: Path) -> Iterator[Store]:
+    """The store in a database that is there, for what is not in its graphs. A server may run meanwhile."""
     from .stores import SqliteStore
 
     if not db.exists():
         raise click.ClickException(f"expected a database at {db}; got no file: see --db")
     store = SqliteStore(db, journal=False, heads=False)  # where these are is the server's business
+    try:
+        yield store
+    finally:
+        asyncio.run(store.close())
 
-    async def done() -> T:
-        try:
-            return await work(store)
-        finally:
-            await store.close()
 
-    return asyncio.run(done())
+def _in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+    with opened(db) as store:
+        return asyncio.run(work(store))
 
 
 def _found(db: Path) -> Found:

@@ -69,7 +69,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], tuple[State, ...]]] = {
 #: A rollout that is over stays over; the next one of the same subject has another serial.
 OVER: Final[frozenset[State]] = frozenset({"finalized", "rolled_back", "aborted"})
 
-_UNGOVERNED: Final[frozenset[State]] = frozenset({"planned", "preflighted", "aborted", "finalized"})
+_UNGOVERNED: Final[frozenset[State]] = frozenset({"planned", "preflighted", "aborted"})
 LISTED_MAX: Final = 1_000  # graphs on a list: people keep these by hand
 
 
@@ -80,7 +80,7 @@ class RolloutMoved(LocalProtocolError):
 class Move(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One move: what happened, where it led, and why."""
 
-    event: Event | Literal["list"]
+    event: Event | Literal["start", "list"]
     state: State
     cause: Cause
 
@@ -99,6 +99,7 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         since: when it came to this state and step, in microseconds since 1970.
         allow: graphs that are the first in the ramp.
         deny: graphs that are left out until it is finalized, though they be allowed.
+        withheld: the one before it was rolled back. What that took back stays so until this one gives it.
         log: the newest `LOG_MAX` moves, oldest first.
 
     Raises:
@@ -115,6 +116,7 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     since: int
     allow: frozenset[str] = frozenset()
     deny: frozenset[str] = frozenset()
+    withheld: bool = False
     log: tuple[Move, ...] = ()
 
     def __post_init__(self) -> None:
@@ -159,8 +161,9 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     @property
     def governs(self) -> bool:
         """PROTOCOL 12.3: whether the rollout says to whom the subject is given. Not before anything was changed, and
-        not once it is finalized: then it stands as everything else does."""
-        return self.state not in _UNGOVERNED
+        not once it is finalized: then it stands as everything else does. To begin anew gives nobody what was rolled
+        back, and neither does to think better of it."""
+        return self.state != "finalized" and (self.withheld or self.state not in _UNGOVERNED)
 
     @property
     def undo(self) -> Event | None:
@@ -256,7 +259,17 @@ class Rollouts(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
                 f"finalize it or {last.undo} first"
             )
         serial, fence = (1, 0) if last is None else (last.serial + 1, last.fence + 1)
-        return self._with(Rollout(subject=subject, serial=serial, steps=steps, fence=fence, since=cause.at))
+        return self._with(
+            Rollout(
+                subject=subject,
+                serial=serial,
+                steps=steps,
+                fence=fence,
+                since=cause.at,
+                withheld=last is not None and last.governs,
+                log=(Move(event="start", state="planned", cause=cause),),
+            )
+        )
 
     def moved(self, subject: str, event: Event, *, fence: int, cause: Cause) -> Rollouts:
         """With the rollout of `subject` moved (`moved`)."""

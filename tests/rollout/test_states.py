@@ -183,6 +183,22 @@ def test_a_controller_of_a_dead_rollout_cannot_move_the_next() -> None:
             again.moved(V2, "advance", fence=fence, cause=WHY)
 
 
+def test_what_was_rolled_back_stays_so_until_the_next_rollout_gives_it() -> None:
+    kept = Rollouts(rollouts={V2: go(fresh(), "advance", "advance", "roll_back")})
+    for serial in (2, 3):  # of two that are begun and given up one does as little as the other
+        kept = kept.started(V2, cause=WHY)
+        assert (serial, True, 0) == (kept.of(V2).serial, kept.of(V2).governs, kept.of(V2).share)
+        kept = Rollouts(rollouts={V2: go(kept.of(V2), "advance", "abort")})
+        assert (True, 0) == (kept.of(V2).governs, kept.of(V2).share)
+    done = go(kept.started(V2, cause=WHY).of(V2), *["advance"] * 9, "finalize")  # type: ignore[arg-type]
+    assert not done.governs
+    assert not Rollouts(rollouts={V2: done}).started(V2, cause=WHY).of(V2).governs
+
+
+def test_who_started_it_is_kept() -> None:
+    assert (states.Move(event="start", state="planned", cause=WHY),) == fresh().log
+
+
 def test_rollouts_of_two_subjects_do_not_touch_one_another() -> None:
     both = Rollouts().started(V2, cause=WHY).started("graph", cause=WHY).moved(V2, "advance", fence=0, cause=WHY)
 
