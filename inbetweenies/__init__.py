@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .ops.canary import CanaryDeployment
     from .ops.flags import FeatureFlags
     from .ops.performance import PerformanceMonitor
+    from .ops.triggers import EmergencyTriggers
     from .registry import Notice, Registry
     from .rest import Adapters, versioned_endpoint
     from .rollout.flags import Feature
@@ -69,6 +70,7 @@ _HOMES = {
     "CanaryDeployment": ".ops.canary",
     "FeatureFlags": ".ops.flags",
     "PerformanceMonitor": ".ops.performance",
+    "EmergencyTriggers": ".ops.triggers",
     "Notice": ".registry",
     "Registry": ".registry",
     "Adapters": ".rest",
@@ -91,6 +93,7 @@ __all__ = [
     "CanaryDeployment",
     "Change",
     "Context",
+    "EmergencyTriggers",
     "Entity",
     "Feature",
     "FeatureFlags",

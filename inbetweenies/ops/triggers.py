@@ -1,0 +1,372 @@
+"""`EmergencyTriggers`: takes a rollout back without anybody being asked (PROTOCOL 12.8).
+
+Read `look`, which is done every few seconds by each process that serves one store: what this process has seen is put
+beside what the others have, and what follows is carried out by whoever comes first. All that is decided is decided by
+`rollout.triggers`. A backup is never restored here: that loses what was written since, and is a person's to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ..errors import InbetweeniesError, LocalProtocolError
+from ..model import Document
+from ..registry import DOCUMENT as REGISTRY
+from ..registry import decisions_in, registry_of
+from ..registry import document_of as registry_document
+from ..rollout import canary, flags, states, triggers
+from ..rollout.canary import EVIDENCE, Evidence, seen_in
+from ..rollout.flags import FEATURES, Catalogue, Feature, flags_in
+from ..rollout.health import Metric, Sample, Tolerance
+from ..rollout.kept import TEXT_CHARS_MAX, Cause
+from ..rollout.states import Event, Rollout, rollouts_in
+from ..rollout.triggers import Rung, Signals, Thresholds, Watch, due, watches_in
+from ..store import Store
+from ..stores.clock import wall_clock
+from ..stores.keeper import run_now
+from ..wire import load
+from .performance import PerformanceMonitor
+
+#: Seconds between two looks: with three of them, all requests failing is ended within 15 s.
+INTERVAL_S: Final = 5.0
+#: Seconds after which whoever should have looked is taken to be dead.
+OVERDUE_S: Final = 3 * INTERVAL_S
+#: For so long what was taken back is still looked at, in microseconds: what is broken goes on to be so soon, or is
+#: somebody else's doing.
+FOLLOWED_US: Final = 30 * 60 * 1_000_000
+#: Who did it, where a move or a switch says so.
+ACTOR: Final = "triggers"
+
+What: TypeAlias = Event | Literal["switch", "not_switched", "repair"]
+
+logger = logging.getLogger(__name__)
+
+
+class Action(Struct, frozen=True, kw_only=True):
+    """Something that was done, durably, or that somebody has to do.
+
+    Attributes:
+        rollout: the id of the rollout.
+        what: the event that happened to it; ``switch``, its subject was disabled; ``not_switched``, it could not be, as
+            nothing else would be served; ``repair``, something is still being broken, which only restarting the
+            servers, who then replay their journals, or a person mends.
+        why: in words.
+        at: microseconds since 1970.
+    """
+
+    rollout: str
+    what: What
+    why: str
+    at: int
+
+
+class EmergencyTriggers:
+    """Looks at the rollouts of one store, in one process of several.
+
+    Args:
+        store: where rollouts, and what is known of them, are kept.
+        monitor: what this process sees.
+        thresholds: what is too much.
+        tolerance: what may be worse; that of `monitor` if not given.
+        breaches: invariants that are broken, in words, found since it was last asked or still there.
+        features: those that there are; what else is rolled out is a wire version.
+        installed: the names of the wire versions that are installed; without them, those found here.
+        on_action: told of each action after it was done. What it raises is logged.
+        clock: microseconds since 1970.
+        monotonic: seconds that never run backwards.
+        wait: waits for so many seconds.
+
+    Attributes:
+        last_look: when a look was last finished, in seconds of `monotonic`; at first, when this was made.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        monitor: PerformanceMonitor,
+        *,
+        thresholds: Thresholds | None = None,
+        tolerance: Tolerance | None = None,
+        breaches: Callable[[], tuple[str, ...]] = tuple,
+        features: Catalogue = FEATURES,
+        installed: tuple[str, ...] | None = None,
+        on_action: Callable[[Action], None] | None = None,
+        clock: Callable[[], int] = wall_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store = store
+        self._monitor = monitor
+        self._thresholds = thresholds or Thresholds()
+        self._tolerance = tolerance
+        self._breaches = breaches
+        self._features = features
+        self._installed = installed
+        self._on_action = on_action
+        self._clock = clock
+        self._monotonic = monotonic
+        self._wait = wait
+        self._looking = threading.Lock()
+        self._untold: tuple[str, ...] = ()  # breaches that were found while the store was away
+        self._blind = 0  # looks in a row at which something could not be told, or not be kept
+        self.last_look = monotonic()
+
+    # --- looked
+
+    async def monitor(self) -> None:
+        """Look every `INTERVAL_S`, until cancelled. Nothing that goes wrong ends it: it is logged, and counts as a look
+        at which nobody could tell."""
+        while True:
+            try:
+                await asyncio.to_thread(self.look)
+            except InbetweeniesError as error:
+                logger.warning("the rollouts were not looked at: %s: %s", type(error).__name__, error)
+            except Exception:
+                logger.exception("the rollouts were not looked at")
+            await self._wait(INTERVAL_S)
+
+    def look(self) -> tuple[Action, ...]:
+        """Look once at all rollouts that may do harm, and do what follows; what this process did, in order. Waits for
+        the store, so that it belongs in a thread.
+
+        Raises:
+            StoreError: the store could not. What was seen is not lost, and what is due is done at the next look.
+        """
+        done: list[Action] = []
+        try:
+            with self._looking:
+                self._look(done)
+                self.last_look = self._monotonic()
+        finally:
+            self._tell(done)
+        return tuple(done)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether nobody has looked for `OVERDUE_S`."""
+        return self._monotonic() - self.last_look > OVERDUE_S
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """Whether this still looks, beside `PerformanceMonitor.metrics`."""
+        return (
+            Metric(
+                name="inbetweenies_triggers_since_last_look_seconds",
+                help="Time since the rollouts were last looked at; it should stay below 15 s.",
+                kind="gauge",
+                samples=(Sample(value=self._monotonic() - self.last_look),),
+            ),
+            Metric(
+                name="inbetweenies_triggers_overdue",
+                help="1 if the rollouts should have been looked at and were not.",
+                kind="gauge",
+                samples=(Sample(value=int(self.overdue)),),
+            ),
+        )
+
+    def _look(self, done: list[Action]) -> None:
+        blind, self._blind = self._blind, self._blind + 1  # until this look has come to its end
+        all_told = self._find_breaches()
+        rollouts = rollouts_in(run_now(self._store.document(states.DOCUMENT)))
+        watches = watches_in(run_now(self._store.document(triggers.DOCUMENT)))
+        now, failed = self._clock(), list[Exception]()
+        for rollout in rollouts.rollouts.values():
+            if not _may_harm(rollout, watches.of(rollout), now):
+                continue
+            try:
+                self._look_at(rollout, blind=blind >= self._thresholds.silent, done=done)
+            except Exception as error:
+                # One that cannot be looked at must not keep the others from being taken back.
+                failed.append(error)
+                logger.exception("rollout %s was not looked at", rollout.id)
+        if failed:
+            raise failed[0]
+        self._untold = ()
+        if all_told:
+            self._blind = 0
+
+    def _find_breaches(self) -> bool:
+        try:
+            self._untold = tuple(dict.fromkeys((*self._untold, *self._breaches())))
+        except Exception:
+            # Who does not know of one kind of harm still looks for the others.
+            logger.exception("nobody said which invariants are broken")
+            return False
+        return True
+
+    def _look_at(self, rollout: Rollout, *, blind: bool, done: list[Action]) -> None:
+        signals = self._signals(rollout)
+        watch = self._watched(rollout, signals, blind=blind, done=done)
+        self._move(watch, done)
+        if watch.must_switch:
+            self._switch(rollout, watch, done)
+        if signals is not None and not rollout.over:
+            self._keep_evidence(rollout)
+
+    def _signals(self, rollout: Rollout) -> Signals | None:
+        try:
+            return self._monitor.signals(rollout, tolerance=self._tolerance)
+        except Exception:
+            logger.exception("nobody said what was seen of rollout %s", rollout.id)
+            return None
+
+    def _watched(self, rollout: Rollout, signals: Signals | None, *, blind: bool, done: list[Action]) -> Watch:
+        """The watch of this rollout after what was seen, as it is kept."""
+        told = signals
+        if self._untold:
+            told = replace(signals or Signals(), breaches=self._untold)
+        now, before, after = self._clock(), Watch(rollout=rollout.id), Watch(rollout=rollout.id)
+
+        def looked(document: Document) -> bytes:
+            nonlocal before, after
+            watches = watches_in(document)
+            before = after = watches.of(rollout)
+            # What nobody could tell was not kept either, if it was the store that was away.
+            for one in (*[None] * (self._thresholds.silent if blind else 0), told):
+                after = triggers.look(after, one, self._thresholds, fence=rollout.fence, now=now)
+            return triggers.document_of(watches.put(after))
+
+        try:
+            kept = self._amend(triggers.DOCUMENT, looked)
+        except BaseException:
+            if signals is not None:
+                self._monitor.give_back(rollout, signals)
+            raise
+        if kept and before.rung != after.rung == "repair":
+            done.append(Action(rollout=rollout.id, what="repair", why=_why(after, "repair"), at=now))
+        return after
+
+    def _keep_evidence(self, rollout: Rollout) -> None:
+        evidence = self._monitor.evidence(rollout, tolerance=self._tolerance)
+        told = evidence + Evidence(fence=rollout.fence, breaches=len(self._untold))
+        if told == Evidence(fence=rollout.fence):
+            return
+        try:
+            self._amend(EVIDENCE, lambda document: canary.document_of(seen_in(document).add(rollout, told)))
+        except BaseException:
+            self._monitor.give_back(rollout, evidence)
+            raise
+
+    # --- done
+
+    def trigger_rollback(
+        self, reason: str, *, subject: Feature | str | None = None, actor: str = "operator"
+    ) -> tuple[Action, ...]:
+        """Take back the rollout of `subject`, or all that are under way, now. Durable on return; what was taken back
+        already stays so, and is not among what is returned. Does not wait for a look that takes long.
+
+        Raises:
+            LocalProtocolError: there never was a rollout of `subject`, or the reason cannot be shown.
+            StoreError: the store could not; nothing was changed.
+        """
+        cause = Cause(actor=actor, reason=reason, at=self._clock())
+        name = subject.name if isinstance(subject, Feature) else subject
+        done: list[Action] = []
+
+        def taken_back(document: Document) -> bytes:
+            done.clear()
+            rollouts = rollouts_in(document)
+            for rollout in [*rollouts.rollouts.values()] if name is None else [rollouts.of(name)]:
+                if (undo := rollout.undo) is not None:
+                    rollouts = rollouts.moved(rollout.subject, undo, fence=rollout.fence, cause=cause)
+                    done.append(Action(rollout=rollout.id, what=undo, why=reason, at=cause.at))
+            return states.document_of(rollouts) if done else document.body
+
+        self._amend(states.DOCUMENT, taken_back)
+        self._tell(done)
+        return tuple(done)
+
+    def _move(self, watch: Watch, done: list[Action]) -> None:
+        """What the rollout still lacks, whoever else does it at the same time: once."""
+        now = self._clock()
+        action: Action | None = None
+
+        def moved(document: Document) -> bytes:
+            nonlocal action
+            action, rollouts = None, rollouts_in(document)
+            rollout = next((one for one in rollouts.rollouts.values() if one.id == watch.rollout), None)
+            event = None if rollout is None else due(watch, rollout)
+            if rollout is None or event is None:
+                return document.body
+            action = Action(
+                rollout=rollout.id, what=event, why=_why(watch, "freeze" if event == "hold" else "route_back"), at=now
+            )
+            cause = Cause(actor=ACTOR, reason=action.why, at=now)
+            return states.document_of(rollouts.moved(rollout.subject, event, fence=rollout.fence, cause=cause))
+
+        self._amend(states.DOCUMENT, moved)
+        if action is not None:
+            done.append(action)
+
+    def _switch(self, rollout: Rollout, watch: Watch, done: list[Action]) -> None:
+        """Disable what is rolled out, and then remember that: who died in between does it again, and others do not."""
+        cause = Cause(actor=ACTOR, reason=_why(watch, "switch"), at=self._clock())
+        what: What = "switch"
+        if rollout.subject in self._features:
+            self._amend(
+                flags.DOCUMENT,
+                lambda document: flags.document_of(flags_in(document).disabled(rollout.subject, cause, self._features)),
+            )
+        else:
+            try:
+                self._amend(REGISTRY, lambda document: self._disabled(document, rollout.subject))
+            except LocalProtocolError:
+                what = "not_switched"
+
+        def remembered(document: Document) -> bytes:
+            watches = watches_in(document)
+            return triggers.document_of(watches.put(replace(watches.of(rollout), switched=True)))
+
+        if self._amend(triggers.DOCUMENT, remembered):
+            done.append(Action(rollout=rollout.id, what=what, why=cause.reason, at=cause.at))
+
+    def _disabled(self, document: Document, name: str) -> bytes:
+        """The registry without this wire version. Raises `LocalProtocolError`: nothing else would be served."""
+        decisions = decisions_in(document)
+        if decisions.of(name).state in ("disabled", "retired"):
+            return document.body
+        after = decisions.but(name, replace(decisions.of(name), state="disabled"))
+        registry_of(self._installed or tuple(load()), after)
+        return registry_document(after)
+
+    def _amend(self, name: str, change: Callable[[Document], bytes]) -> bool:
+        """Whether `change` changed the document, which it may be asked for more than once. Looking again and again at
+        what is as it was writes nothing."""
+        while True:
+            known = run_now(self._store.document(name))
+            body = change(known)
+            if body == known.body:
+                return False
+            if run_now(self._store.put_document(name, body, revision=known.revision)):
+                return True
+
+    def _tell(self, done: list[Action]) -> None:
+        for action in done:
+            logger.warning("rollout %s: %s: %s", action.rollout, action.what, action.why)
+            try:
+                if self._on_action is not None:
+                    self._on_action(action)
+            except Exception:
+                # It is done, whether or not anybody can be told.
+                logger.exception("nobody was told of rollout %s: %s", action.rollout, action.what)
+
+
+def _may_harm(rollout: Rollout, watch: Watch, now: int) -> bool:
+    """Whether to look at it: once it has changed something, and for a while after it was taken back for doing harm."""
+    if rollout.over:
+        return watch.routed_back and rollout.state != "finalized" and now - rollout.since < FOLLOWED_US
+    return rollout.governs
+
+
+def _why(watch: Watch, rung: Rung) -> str:
+    """Why it came to this rung, as text that can be kept and shown."""
+    told = next((climb.why for climb in reversed(watch.log) if climb.rung == rung), "")
+    shown = "".join(one if one.isprintable() else "?" for one in told)[:TEXT_CHARS_MAX]
+    return shown if shown.strip() else "not given"
