@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .offers import VersionPolicy
     from .ops.canary import CanaryDeployment
     from .ops.flags import FeatureFlags
+    from .ops.integrity import DataIntegrityMonitor
     from .registry import Notice, Registry
     from .rest import Adapters, versioned_endpoint
     from .rollout.flags import Feature
@@ -67,6 +68,7 @@ _HOMES = {
     "VersionPolicy": ".offers",
     "CanaryDeployment": ".ops.canary",
     "FeatureFlags": ".ops.flags",
+    "DataIntegrityMonitor": ".ops.integrity",
     "Notice": ".registry",
     "Registry": ".registry",
     "Adapters": ".rest",
@@ -89,6 +91,7 @@ __all__ = [
     "CanaryDeployment",
     "Change",
     "Context",
+    "DataIntegrityMonitor",
     "Entity",
     "Feature",
     "FeatureFlags",
