@@ -89,6 +89,9 @@ class JsonLinesStore:
             self.append(Put(name=name, revision=revision, body=body))
             return await self._memory.put_document(name, body, revision=revision)
 
+    async def graph_names(self) -> tuple[str, ...]:
+        return await self._memory.graph_names()
+
     def name(self, graph: str, head: Head) -> None:
         """A graph exists, with the epoch it has, from the first time it is named; whoever read it may rely on that."""
         if graph not in self._named:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .offers import VersionPolicy
     from .ops.canary import CanaryDeployment
     from .ops.flags import FeatureFlags
+    from .ops.integrity import DataIntegrityMonitor
     from .ops.performance import PerformanceMonitor
     from .ops.triggers import EmergencyTriggers
     from .registry import Notice, Registry
@@ -71,6 +72,7 @@ _HOMES = {
     "FeatureFlags": ".ops.flags",
     "PerformanceMonitor": ".ops.performance",
     "EmergencyTriggers": ".ops.triggers",
+    "DataIntegrityMonitor": ".ops.integrity",
     "Notice": ".registry",
     "Registry": ".registry",
     "Adapters": ".rest",
@@ -93,6 +95,7 @@ __all__ = [
     "CanaryDeployment",
     "Change",
     "Context",
+    "DataIntegrityMonitor",
     "EmergencyTriggers",
     "Entity",
     "Feature",

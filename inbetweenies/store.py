@@ -55,5 +55,12 @@ class Store(Protocol):
             StoreBusy, StoreFull, StoreCorrupt: nothing was changed.
         """
 
+    async def graph_names(self) -> tuple[str, ...]:
+        """The names of all graphs that there are, sorted.
+
+        Raises:
+            StoreBusy, StoreCorrupt: they could not be read.
+        """
+
     async def close(self) -> None:
         """Let go of files and connections. Committed rows are already safe."""

@@ -24,6 +24,7 @@ Check: TypeAlias = Literal["entity_counts", "relationship_integrity", "orphaned_
 Action: TypeAlias = Literal["fetch", "rewrite", "end", "recount"]
 _ORDER: Final[tuple[Action, ...]] = ("fetch", "rewrite", "end", "recount")
 
+_KINDS: Final = ("entity", "edge")
 VIOLATIONS_MAX: Final = 1_000  # that are told one by one: who has more of them needs a backup and no list
 
 
@@ -91,6 +92,24 @@ class Report(Struct, frozen=True, kw_only=True):
         return ()
 
 
+def told(plan: Iterable[Repair]) -> tuple[str, ...]:
+    """What a plan says to do, one line a step."""
+    return tuple(_told(step) for step in plan)
+
+
+def _told(step: Repair) -> str:
+    rows = f"row {step.seq}" if step.seq == step.upto else f"rows {step.seq} to {step.upto}"
+    match step.action:
+        case "fetch":
+            return f"get {rows} from the journal, a backup or a client"
+        case "rewrite":
+            return f"write the columns of {rows} anew from the value"
+        case "end":
+            return f"let {rows} {'be current' if step.until is None else f'end at row {step.until}'}"
+        case "recount":
+            return "work out chain, stamp and digest of the end of the log anew from its rows"
+
+
 class Audit:
     """PROTOCOL 12.9: reads a log from its beginning. Takes memory for each id, not for each row."""
 
@@ -106,6 +125,11 @@ class Audit:
     def seq(self) -> int:
         """Up to where the log was read."""
         return self._seq
+
+    @property
+    def found(self) -> tuple[Violation, ...]:
+        """What was found so far. More of the log makes none of it right."""
+        return tuple(self._violations)
 
     def read(self, rows: Iterable[Row]) -> None:
         """Go on with these rows. Raises `LocalProtocolError`: they are not in order, or not after those before."""
@@ -160,7 +184,7 @@ class Audit:
 
     def _value(self, row: Row) -> None:
         """PROTOCOL 3.7: what it says, and whether its columns agree with that."""
-        if row.hash != row_hash(row.kind, row.body):
+        if row.kind not in _KINDS or row.hash != row_hash(row.kind, row.body):
             told = "expected what its hash was made of; got something else"
             self._found("data_consistency", told, "fetch", row.seq, row=row)
             return

@@ -78,6 +78,12 @@ class MemoryStore:
             self._documents = {**self._documents, name: Document(revision=revision + 1, body=body)}
             return True
 
+    async def graph_names(self) -> tuple[str, ...]:
+        """See `inbetweenies.store.Store`."""
+        self._open()
+        with self._lock:
+            return tuple(sorted(self._graphs))
+
     def _open(self) -> None:
         if self._closed:
             raise LocalProtocolError("expected an open store; got a closed one")

@@ -260,6 +260,11 @@ class SqliteStore:
             statement = _ADD_DOCUMENT if revision == 0 else _SET_DOCUMENT
             return connection.execute(statement, (body, name, revision)).rowcount == 1
 
+    async def graph_names(self) -> tuple[str, ...]:
+        """See `inbetweenies.store.Store`."""
+        with self._file.lent("read the names of graphs") as connection:
+            return tuple(sorted(name for (name,) in connection.execute("SELECT name FROM graphs")))
+
     async def close(self) -> None:
         """Close idle connections, and the others when their transactions end. The file needs nothing else."""
         self._file.close()

@@ -71,6 +71,13 @@ class DocumentTests:
         assert (0, first) == (first.seq, self.run(self._head(fresh)))
         self.run(fresh.close())
 
+    def test_all_graphs_that_were_named_are_listed_by_name(self, store: Store) -> None:
+        for graph in ("g", "other", "G", "é", "a b"):
+            self.run(documents(store, graph=graph))
+        self.run(store.put_document("flags", b"x", revision=0))
+
+        assert ("G", "a b", "g", "other", "é") == self.run(store.graph_names())
+
     def test_a_reader_keeps_the_document_it_began_with(self, store: Store) -> None:
         async def script() -> tuple[Document, Document]:
             await store.put_document("flags", b"old", revision=0)

@@ -230,6 +230,7 @@ DAMAGES: dict[str, tuple[Callable[[Log, int], Log | None], Check]] = {
         "data_consistency",
     ),
     "the kind": (other(kind=lambda row: "edge" if row.kind == "entity" else "entity"), "data_consistency"),
+    "an unknown kind": (other(kind=lambda row: row.kind.title()), "data_consistency"),
     "a version": (other(version=lambda row: "other"), "data_consistency"),
     "a type": (other(entity_type=lambda row: "other"), "data_consistency"),
     "an author": (other(user_id=lambda row: "other"), "data_consistency"),

@@ -53,6 +53,9 @@ class ListStore:
         self.documents[name] = Document(revision=revision + 1, body=body)
         return True
 
+    async def graph_names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.graphs))
+
     async def close(self) -> None:
         pass
 

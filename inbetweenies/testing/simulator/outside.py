@@ -86,6 +86,9 @@ class KeptMemory:
     async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
         return await self.memory.put_document(name, body, revision=revision)
 
+    async def graph_names(self) -> tuple[str, ...]:
+        return await self.memory.graph_names()
+
     async def close(self) -> None:
         await self.memory.close()
 

@@ -175,6 +175,9 @@ class FaultyStore:
     async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
         return await self.inner.put_document(name, body, revision=revision)
 
+    async def graph_names(self) -> tuple[str, ...]:
+        return await self.inner.graph_names()
+
     async def close(self) -> None:
         await self.inner.close()
 
