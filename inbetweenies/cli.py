@@ -145,6 +145,7 @@ def serve(
     from .auth import SqliteTokens, is_loopback
     from .merge import Policy
     from .merge import manual as by_hand
+    from .ops.integrity import DataIntegrityMonitor
     from .router import ProtocolFallback
     from .stores import SqliteStore
 
@@ -180,6 +181,7 @@ def serve(
                 admin_password=password,
                 admin_graph=graph,
                 auth=not no_auth,
+                integrity=DataIntegrityMonitor(store),
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )

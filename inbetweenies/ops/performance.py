@@ -356,7 +356,7 @@ def _unknown(error: StoreError) -> InForce:
 
 
 def _watched(rollout: Rollout) -> bool:
-    return not rollout.over and rollout.share > 0
+    return not rollout.over and (rollout.share > 0 or rollout.state == "shadow")
 
 
 def _later(rollout: Rollout, rollouts: Rollouts) -> bool:
@@ -431,10 +431,11 @@ class _Seen:
                 self._reached.clear()
             reached = self._reached[served.graph] = reaches(self.rollout, served.graph)
         self.sides[reached].record(operation, served.micros, served.failed)
-        if not reached or served.failed or not served.whole:
+        if served.failed or not served.whole:
             return
-        # PROTOCOL 12.6: a path that was not taken proves nothing.
-        if self._wire is None or served.wire is None or served.wire == self._wire:
+        # PROTOCOL 12.6: a path that was not taken proves nothing. In shadow nobody takes it, and all are compared.
+        taken = reached and (self._wire is None or served.wire is None or served.wire == self._wire)
+        if taken or self.rollout.state == "shadow":
             self._sessions += 1
             self._pushes += served.pushed
             self._pulls += served.pulled

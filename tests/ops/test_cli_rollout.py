@@ -17,11 +17,12 @@ import pytest
 from inbetweenies import SqliteStore, cli, cli_rollout
 from inbetweenies.errors import StoreBusy
 from inbetweenies.model import format_time
-from inbetweenies.ops.rollouts import RolloutControl, watch_document
+from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.rollout import canary, triggers
 from inbetweenies.rollout.canary import EVIDENCE, Bar, Evidence, Seen
 from inbetweenies.rollout.states import DOCUMENT, Rollout
-from inbetweenies.rollout.triggers import Climb, Watch
+from inbetweenies.rollout.triggers import DOCUMENT as WATCHES
+from inbetweenies.rollout.triggers import Climb, Watch, Watches
 from inbetweenies.stores.clock import wall_clock
 from inbetweenies.stores.keeper import run_now
 from tests.server.calls import ROOT, environment
@@ -243,7 +244,7 @@ def test_where_it_stands_is_seen_at_a_glance(db: Path, capsys: Capture) -> None:
     evidence = Evidence(fence=one.fence, sessions=12, pushes=3, pulls=1)
     climbs = (Climb(rung="freeze", at=one.since, why="worse p95 of sync"),)
     put(db, EVIDENCE, canary.document_of(Seen(evidence={one.id: evidence})))
-    put(db, watch_document(V2), triggers.document_of(Watch(rollout=one.id, rung="freeze", log=climbs)))
+    put(db, WATCHES, triggers.document_of(Watches().put(Watch(rollout=one.id, rung="freeze", log=climbs))))
     since = f"{format_time(one.since)[:19]}Z"
     lines = printed(capsys, db, "status", V2, "--min-wait", "2h")
 

@@ -241,7 +241,7 @@ def test_the_next_rollout_of_a_subject_has_nothing_of_the_one_before() -> None:
     assert (Arm(requests=1), 0) == (told.canary, told.canary_run)
 
 
-@pytest.mark.parametrize("state", ["planned", "expanded", "shadow", "rolled_back", "finalized"])
+@pytest.mark.parametrize("state", ["planned", "expanded", "rolled_back", "finalized"])
 def test_a_rollout_that_reaches_nobody_or_is_over_has_no_signals(state: Any) -> None:
     fleet = Fleet(Rollout(subject=V2, state=state, since=0))
     fleet.monitor.record(served(IN, failed=True))
@@ -249,6 +249,17 @@ def test_a_rollout_that_reaches_nobody_or_is_over_has_no_signals(state: Any) -> 
     assert Signals() == fleet.monitor.signals(fleet.of())
     assert Evidence(fence=0) == fleet.monitor.evidence(fleet.of())
     assert {} == fleet.monitor.findings()
+
+
+def test_in_shadow_each_sync_is_evidence_and_nobody_is_on_its_side() -> None:
+    """Nobody is given anything, and everybody's answers are compared."""
+    fleet = Fleet(Rollout(subject=V2, state="shadow", since=0))
+    for graph in (IN, OUT):
+        fleet.monitor.record(served(graph, pulled=True, wire="inbetweenies-v1"))
+    fleet.monitor.record(served(IN, failed=True))
+
+    assert Evidence(fence=0, sessions=2, pulls=2) == fleet.monitor.evidence(fleet.of())
+    assert 0 == fleet.monitor.signals(fleet.of()).canary.requests
 
 
 def test_each_rollout_has_its_own_sides() -> None:

@@ -18,14 +18,15 @@ from inbetweenies.errors import InbetweeniesError, LocalProtocolError, StoreBusy
 from inbetweenies.model import Document
 from inbetweenies.ops import rollouts as module
 from inbetweenies.ops.preflight import preflight
-from inbetweenies.ops.rollouts import Done, NotReady, RolloutControl, watch_document
+from inbetweenies.ops.rollouts import Done, NotReady, RolloutControl
 from inbetweenies.registry import DOCUMENT as REGISTRY
 from inbetweenies.registry import Decision, Decisions, State
 from inbetweenies.registry import document_of as registry_body
 from inbetweenies.rollout import canary, triggers
 from inbetweenies.rollout.canary import EVIDENCE, Bar, Evidence, NotYet, Seen
 from inbetweenies.rollout.states import DOCUMENT, Event, Rollout, RolloutMoved, Rollouts, document_of, rollouts_in
-from inbetweenies.rollout.triggers import Watch
+from inbetweenies.rollout.triggers import DOCUMENT as WATCHES
+from inbetweenies.rollout.triggers import Watch, Watches
 from inbetweenies.store import Store
 from inbetweenies.stores.keeper import run_now
 from inbetweenies.wire import load
@@ -398,7 +399,7 @@ def test_where_it_stands_is_told_with_what_it_lacks() -> None:
     evidence = Evidence(fence=rollout.fence, sessions=12, pushes=1, pulls=1, conflicts=1)
     watch = Watch(rollout=rollout.id, rung="freeze")
     put(store, EVIDENCE, canary.document_of(Seen(evidence={rollout.id: evidence})))
-    put(store, watch_document(V2), triggers.document_of(watch))
+    put(store, WATCHES, triggers.document_of(Watches().put(watch)))
     standing = control(store, Bar(), at=Bar().wait_us).standing(V2)
 
     assert (rollout, evidence, Bar(), watch) == (standing.rollout, standing.evidence, standing.bar, standing.watch)
@@ -408,7 +409,7 @@ def test_where_it_stands_is_told_with_what_it_lacks() -> None:
 def test_where_it_stands_is_told_also_if_the_evidence_cannot_be_read() -> None:
     store = Dying()
     one = taken_to(store, "ramp 1")
-    for name in (EVIDENCE, watch_document(V2)):
+    for name in (EVIDENCE, WATCHES):
         put(store, name, b"[]")
 
     assert ("evidence that can be read", "a watch that can be read") == one.standing(V2).missing
