@@ -293,13 +293,16 @@ def test_before_anything_was_rolled_out_it_says_how_to(db: Path, capsys: Capture
     assert {"rollouts": []} == told(capsys, db, "status")
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def watching(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
-    """Whoever watches sleeps once for each of these, and then presses Ctrl-C."""
+    """Whoever watches sleeps once for each of these, and not once more."""
     left = list(between)
 
     def sleep(_: float) -> None:
-        if not left:
-            raise KeyboardInterrupt
+        assert left
         left.pop(0)()
 
     monkeypatch.setattr(cli_rollout, "_sleep", sleep)
@@ -326,7 +329,7 @@ def watched(capsys: Capture, db: Path, *arguments: str) -> list[str]:
 
 def test_ctrl_c_ends_the_watching_and_nothing_else(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     taken_to(db)
-    watching(monkeypatch, lambda: None)
+    watching(monkeypatch, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 1 == sum(line.startswith(f"{V2}/1") for line in lines)
@@ -338,7 +341,7 @@ def test_a_terminal_is_drawn_anew(db: Path, capsys: Capture, monkeypatch: pytest
     cleared = list[int]()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("click.clear", lambda: cleared.append(1))
-    watching(monkeypatch, lambda: None)
+    watching(monkeypatch, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 2 == len(cleared) == sum("Ctrl-C ends this, and nothing else" in line for line in lines)
@@ -355,7 +358,7 @@ def test_who_watches_outlives_a_store_that_is_away(db: Path, capsys: Capture, mo
         return real(self)
 
     monkeypatch.setattr(RolloutControl, "rollouts", rollouts)
-    watching(monkeypatch, lambda: None, lambda: None)
+    watching(monkeypatch, lambda: None, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 1 == lines.count("cannot be read just now: another process holds the file")
