@@ -342,7 +342,7 @@ def test_whoever_watches_sees_each_change_once_and_the_end(
 ) -> None:
     taken_to(db)
 
-    steps = (["advance"], [], ["pause"], ["rollback"])
+    steps: tuple[list[str], ...] = (["advance"], [], ["pause"], ["rollback"])
     watching(monkeypatch, *(partial(do, db, *verbs) for verbs in steps))
     lines = [json.loads(line) for line in watched(capsys, db, "--json")]
 
