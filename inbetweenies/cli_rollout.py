@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .cli_versions import actor_option, db_option, json_option, opened, reason_option
+from . import census
+from .census import Entry, entries_in
+from .cli_versions import DAY_US, actor_option, db_option, json_option, opened, reason_option
 from .errors import LocalProtocolError, StoreCorrupt, StoreError
 from .negotiation import NAME
 from .show_rollout import UNITS, drawn, print_done, told, utc
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .ops.rollouts import RolloutControl, Standing
     from .rollout.canary import Bar
 
+SEEN_DAYS: Final = 30  # as `census` counts, unless it is told otherwise
 LOOK_SECONDS: Final = 1  # between two looks of `status --watch`
 
 # --- options ------------------------------------------------------------------------------------------------------
@@ -152,6 +155,25 @@ def start(
             reason=reason,
         )
     print_done(db, done, as_json)
+    if done.before is None or not done.before.governs:
+        _remark(db, subject)
+
+
+def _remark(db: Path, subject: str) -> None:
+    """Who has it today, and is not given it until the rollout reaches them; on standard error."""
+    from .stores.keeper import run_now
+
+    entries: tuple[Entry, ...] = ()
+    with suppress(StoreError), opened(db) as store:  # it is started already, whatever can be counted
+        entries = entries_in(run_now(store.document(census.DOCUMENT)))
+    since = _now() - SEEN_DAYS * DAY_US
+    kinds = {(one.version, one.release) for one in entries if subject == one.served and one.last >= since}
+    if kinds:
+        click.echo(
+            f"{len(kinds)} kinds of clients were served {subject} in the last {SEEN_DAYS} days (see `inbetweenies "
+            "census`): they are offered other versions until the rollout reaches their graphs",
+            err=True,
+        )
 
 
 @rollout.command()
