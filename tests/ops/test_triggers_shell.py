@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inbetweenies import EmergencyTriggers, Feature, MemoryStore, PerformanceMonitor, SqliteStore, registry
 from inbetweenies.errors import LocalProtocolError, StoreBusy, StoreCorrupt
 from inbetweenies.model import Document
-from inbetweenies.ops.performance import Served
+from inbetweenies.ops.performance import WAITS_S, Served
 from inbetweenies.ops.triggers import ACTOR, FOLLOWED_US, INTERVAL_S, OVERDUE_S, Action
 from inbetweenies.registry import Decision, decisions_in
 from inbetweenies.rollout import flags, states, triggers
@@ -91,7 +91,12 @@ class Process:
 
     def __init__(self, store: Store, **options: Any) -> None:
         self.store = store
-        self.monitor = PerformanceMonitor(store, rollouts=lambda: rollouts_in(run_now(store.document(states.DOCUMENT))))
+        self.seconds = 0.0
+        self.monitor = PerformanceMonitor(
+            store,
+            rollouts=lambda: rollouts_in(run_now(store.document(states.DOCUMENT))),
+            monotonic=lambda: self.seconds,
+        )
         self.told: list[Action] = []
         self.now = [0]
         fixed: dict[str, Any] = {"on_action": self.told.append, "clock": lambda: self.now[0], "installed": (V2, V1)}
@@ -144,6 +149,8 @@ def check_kept_once(story: list[Any], failing: list[bool]) -> None:
         canary, control = (canary + one, control) if graph == IN else (canary, control + one)
         sessions += graph == IN and not failed
     for process in processes:
+        process.look()
+        process.seconds += WAITS_S
         process.look()
 
     bets = watch_of(store).bets
