@@ -170,8 +170,8 @@ def _remark(db: Path, subject: str) -> None:
     kinds = {(one.version, one.release) for one in entries if subject == one.served and one.last >= since}
     if kinds:
         click.echo(
-            f"{len(kinds)} kinds of clients were served {subject} in the last {SEEN_DAYS} days (see `inbetweenies "
-            "census`): they are offered other versions until the rollout reaches their graphs",
+            f"kinds of clients that were served {subject} in the last {SEEN_DAYS} days: {len(kinds)} (see "
+            "`inbetweenies census`); they are offered other versions until the rollout reaches their graphs",
             err=True,
         )
 
