@@ -88,6 +88,12 @@ STAGES: Final = {
     "kill-server": Stage(
         "{count} kills of a server under a storm of pushes", 200, 1, (_STORM + "test_kill_server.py",)
     ),
+    "kill-rollout": Stage(
+        "{count} kills of servers and of whoever rolls out, in the middle of rollouts",
+        100,
+        1,
+        (_STORM + "test_kill_rollout.py",),
+    ),
     "kill-client": Stage("{count} kills of clients that edit and sync", 200, 1, (_STORM + "test_kill_client.py",)),
     "io-errors": Stage(
         "{count} faults at every step of every request, call and opening",
