@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_log import log, sentence, status
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
@@ -83,6 +84,7 @@ commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(status)
 commands.add_command(log)
+commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)

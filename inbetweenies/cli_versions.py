@@ -78,7 +78,8 @@ class Found(Struct, frozen=True, kw_only=True):
         return registry_of(self.installed, decided or self.decided, fallback=FALLBACK, missing=FALLBACK)
 
 
-def _in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+def in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work` over the database, which a server may have open meanwhile."""
     from .stores import SqliteStore
 
     if not db.exists():
@@ -100,7 +101,7 @@ def _found(db: Path) -> Found:
     async def read(store: Store) -> tuple[Document, Document]:
         return await store.document(DOCUMENT), await store.document(census.DOCUMENT)
 
-    decided, counted = _in_store(db, read)
+    decided, counted = in_store(db, read)
     return Found(
         installed=tuple(load()),
         decided=decisions_in(decided),
@@ -290,7 +291,7 @@ def _keep(db: Path, found: Found, version: str, change: Callable[[Decision], Dec
         found.registry(after)  # raises if nothing would be served
         return document_of(after)
 
-    _in_store(db, lambda store: amend(store, DOCUMENT, changed))
+    in_store(db, lambda store: amend(store, DOCUMENT, changed))
 
 
 # --- census -------------------------------------------------------------------------------------------------------
