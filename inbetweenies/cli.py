@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_log import log, sentence, status
@@ -87,6 +88,7 @@ commands.add_command(rollout)
 commands.add_command(flags)
 commands.add_command(status)
 commands.add_command(log)
+commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)

@@ -6,14 +6,16 @@ and how an edit of one changes it, `graph` for what is read to that end, `pull` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, UnsetType
 
 from ...limits import Limits
-from ...model import Context, Plan, SyncRequest, SyncResponse, Telling, format_time
+from ...model import Context, Head, Plan, Row, SyncRequest, SyncResponse, Telling, format_time
+from ...rollout.shadow import Shown, View
 from .. import Follow, Negotiation
-from . import codec, lens, pull, push
+from . import codec, lens, pull, push, shadow
 from .codec import Done, Message, Push, Read, SyncAckResponse
 
 
@@ -59,6 +61,20 @@ class V1:
     def follow(self, body: bytes, answer: bytes) -> Follow | None:
         """PROTOCOL 5.18: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
         return codec.follow(body, answer)
+
+    # PROTOCOL 12.10: what it shows of a whole graph.
+
+    def everything(self) -> bytes:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.everything()
+
+    def shown(self, answer: bytes) -> Iterable[Shown]:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.shown(answer)
+
+    def view(self, head: Head, rows: Sequence[Row]) -> View:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.view(head, rows)
 
 
 WIRE: Final = V1()
