@@ -243,7 +243,7 @@ class _Work:
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
         # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
-        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.seq else TIME_MIN
+        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.stamp else TIME_MIN
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
         self.current.update({("edge", id_): row for id_, row in held.edges.items()})
         self.versions = dict(held.versions)
