@@ -290,7 +290,12 @@ class Ledger:
         held = self.by_version.get((row.kind, row.id, row.version.rpartition("#")[0]))
         if held is None or row.kind != "entity" or held.entity() != replace(row.entity(), version=held.version):
             return row
-        return held
+        return self.original(held)
+
+    def follows(self, row: Row, before: Row) -> bool:
+        """Whether a row descends from another, or from the one that stands again in that."""
+        line = self.ancestors(row.id, row.entity().parent_versions)
+        return before.version in line or self.original(before).version in line
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""
@@ -487,10 +492,7 @@ class Ledger:
         if alike and (row.until == row.seq or row.via):
             return  # what comes back may take the place of what says the same
         if row.until != row.seq:
-            names = {before.version, self.original(before).version}
-            if names.isdisjoint(self.ancestors(row.id, entity.parent_versions)) and not lost.names(
-                row.id, before.version
-            ):
+            if not self.follows(row, before) and not lost.names(row.id, before.version):
                 self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
             return
         now = self.current["entity", row.id]
@@ -508,8 +510,7 @@ class Ledger:
 
     def _check_tombstone(self, row: Row, before: Row, *, merged: bool) -> None:
         if row.until != row.seq:
-            follows = before.version in self.ancestors(row.id, row.entity().parent_versions)
-            if _gone(before) and not _gone(row) and (merged or not follows):
+            if _gone(before) and not _gone(row) and (merged or not self.follows(row, before)):
                 self._broken("4 (kept)", f"{row.id} {row.version} brings back what {before.version} deleted")
             return
         now = self.current["entity", row.id]

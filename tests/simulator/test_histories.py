@@ -133,6 +133,8 @@ ONCE_BROKEN = {
     "what was given back is in the pages that follow": (3036588, "mixed"),
     "what was given back is in many pages": (3051483, "mixed"),
     "an ack that comes after a restart and another answer": (20032449, "small"),
+    "a log that grew between two pages of a listing": (50000447, "large"),
+    "two rows that followed one that stands again": (50000814, "large"),
 }
 
 

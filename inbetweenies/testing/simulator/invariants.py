@@ -361,7 +361,7 @@ class Idempotent(Invariant):
         # Of v1, what comes again after others wrote may be kept beside what is current; it must not become current.
         again = [row for row in served.fresh if row.current] if served.letter.wire == V1.wire else served.fresh
         # PROTOCOL 4.14 (g): what comes again finds that a row that it descends from has come back meanwhile.
-        again = [row for row in again if not ((row.via or row.current) and "#" in row.version)]
+        again = [row for row in again if not ((row.via or row.until != row.seq) and "#" in row.version)]
         if again:
             self.broken(f"#{served.letter.n} came again and wrote {len(again)} rows")
 
