@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ..errors import clip
 from ..limits import Limits
@@ -163,7 +164,7 @@ class Ledger:
         """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11), and if that
         is noticed when the server starts, nothing is to come before what it knows of (11.3)."""
         stamp = max(old.stamp, head.stamp) if restarted else head.stamp
-        return self.rewinds and msgspec.structs.replace(old, epoch=head.epoch, stamp=stamp) == head
+        return self.rewinds and replace(old, epoch=head.epoch, stamp=stamp) == head
 
     def follow(self, pushed: Pushed, *, restarted: bool = False) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
         """The rows that came since, checked, and what was current before them. `restarted`: the server has started, and
@@ -262,9 +263,9 @@ class Ledger:
         """The row that holds what `value` says, under its own version or under the one it was renamed to."""
         kind = kind_of(value)
         if not value.version:
-            told = msgspec.structs.replace(value, version="")
+            told = replace(value, version="")
             for row in self.of_id.get((kind, value.id), ()):
-                if msgspec.structs.replace(row.relationship(), version="") == told:
+                if replace(row.relationship(), version="") == told:
                     return row
             return None
         for version in (value.version, _renamed(value)):
@@ -283,6 +284,18 @@ class Ledger:
     def renamed(self, kind: Kind, id_: str, version: str) -> bool:
         """Whether other content under a version that was taken is kept (PROTOCOL 4.4)."""
         return any(row.version.startswith(version + "#") for row in self.of_id.get((kind, id_), ()))
+
+    def original(self, row: Row) -> Row:
+        """PROTOCOL 4.14 (g): the row that stands again in this one, under another version; else the row itself."""
+        held = self.by_version.get((row.kind, row.id, row.version.rpartition("#")[0]))
+        if held is None or row.kind != "entity" or held.entity() != replace(row.entity(), version=held.version):
+            return row
+        return self.original(held)
+
+    def follows(self, row: Row, before: Row) -> bool:
+        """Whether a row descends from another, or from the one that stands again in that."""
+        line = self.ancestors(row.id, row.entity().parent_versions)
+        return before.version in line or self.original(before).version in line
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""
@@ -388,7 +401,8 @@ class Ledger:
     def _merges(self, row: Row, pushed: Pushed) -> bool:
         """Whether the server made this row out of two."""
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
-        return row.until != row.seq and not sent and row.entity().merged is True
+        again = self.original(row) is not row
+        return row.until != row.seq and not sent and not again and row.entity().merged is True
 
     def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
         """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
@@ -478,9 +492,7 @@ class Ledger:
         if alike and (row.until == row.seq or row.via):
             return  # what comes back may take the place of what says the same
         if row.until != row.seq:
-            if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
-                row.id, before.version
-            ):
+            if not self.follows(row, before) and not lost.names(row.id, before.version):
                 self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
             return
         now = self.current["entity", row.id]
@@ -498,8 +510,7 @@ class Ledger:
 
     def _check_tombstone(self, row: Row, before: Row, *, merged: bool) -> None:
         if row.until != row.seq:
-            follows = before.version in self.ancestors(row.id, row.entity().parent_versions)
-            if _gone(before) and not _gone(row) and (merged or not follows):
+            if _gone(before) and not _gone(row) and (merged or not self.follows(row, before)):
                 self._broken("4 (kept)", f"{row.id} {row.version} brings back what {before.version} deleted")
             return
         now = self.current["entity", row.id]

@@ -280,6 +280,17 @@ def test_a_row_that_is_current_again_stands_in_the_place_of_what_was_lost() -> N
     assert ((old,), (), total(old)) == (swapped.current, swapped.lost, swapped.state.digest)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_two_rows_that_are_current_by_a_listing_in_pages_the_later_is(swapped: bool) -> None:
+    old, new = known("lamp", "v1", stands=False, theirs=known("lamp", "v3").hash), known("lamp", "v2", stands=False)
+    new = replace(new, theirs=old.theirs)
+    rows = (new, old) if swapped else (old, new)
+    found = Found(common=place(3), head=place(5), entries=(entry(old), entry(new)))
+    done = replica.regain(replace(STATE, digest=total(known("lamp", "v3"))), found, rows)
+
+    assert (rows, (new,), total(new)) == (done.held, done.current, done.state.digest)
+
+
 def test_a_loser_that_was_lost_changes_no_digest() -> None:
     stands = known("lamp", "v2")
     loser = known("lamp", "v1", stands=False, theirs=stands.hash)

@@ -498,6 +498,25 @@ def test_what_lost_before_the_rows_it_descends_from_came_back_stands_again(lab: 
     assert 5 == len(lab.held(Reads(history=("lamp",))).history["lamp"])
 
 
+def test_what_follows_a_row_follows_the_one_in_which_it_stands_again(lab: Lab) -> None:
+    place = lab.write(lamp(9, on=9))
+    one = lamp(1, on=1)
+    newest = lamp(2, one, on=2)
+    lab.write(newest)
+    lab.offer(one, newest, common=place)
+    rows = {row.version: row for row in lab.held(Reads(history=("lamp",))).history["lamp"]}
+    again = lab.current("lamp").version
+    twice = engine.beside(again, rows[again].hash)
+    named = {
+        name: engine.stands_in(name, {newest.version}, rows) for name in (again, twice, "odd", "odd#1", f"{again}1")
+    }
+    edit = lamp(3, newest, on=3)
+    outcome = lab.push(edit).acks[0].outcome
+
+    assert [True, True, False, False, False] == list(named.values())
+    assert ("fast_forward", edit) == (outcome, lab.current("lamp"))
+
+
 @pytest.mark.parametrize(("offered", "placed"), [(True, True), (True, False), (False, False)])
 def test_what_was_pushed_on_top_of_a_row_before_that_came_stands_again(lab: Lab, offered: bool, placed: bool) -> None:
     place = lab.head.cursor

@@ -261,8 +261,19 @@ class NothingDisplaced(Invariant):
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
         # What came back was decided in the log that held it: something stood there, or something followed it.
         self.was = [(of, row) for of, row in self.was if of != graph or not _has(old, row)]
-        rows = (row for row in old.current.values() if row.kind == "entity" and not _has(new, row))
-        self.was += [(graph, row) for row in rows]
+        rows = [row for row in old.current.values() if row.kind == "entity" and not _has(new, row)]
+        # A log that nobody came across while it was there leaves nobody who could say what was current in it.
+        self.was += [(graph, row) for row in rows if self._is_known(graph, row)]
+
+    def _is_known(self, graph: str, row: Row) -> bool:
+        """Whether a client takes this row for current."""
+        clients = [
+            client for device in self.stage.devices.values() if device.graph == graph for client in device.programs
+        ]
+        pointers = [
+            client.store.image.pointers.get((row.kind, row.id)) for client in clients if isinstance(client, ModernV2)
+        ]
+        return any(pointer is not None and row.version in (pointer.theirs, pointer.ours) for pointer in pointers)
 
     def healed(self) -> None:
         for graph, row in self.was:
@@ -350,7 +361,7 @@ class Idempotent(Invariant):
         # Of v1, what comes again after others wrote may be kept beside what is current; it must not become current.
         again = [row for row in served.fresh if row.current] if served.letter.wire == V1.wire else served.fresh
         # PROTOCOL 4.14 (g): what comes again finds that a row that it descends from has come back meanwhile.
-        again = [row for row in again if not ((row.via or row.current) and "#" in row.version)]
+        again = [row for row in again if not ((row.via or row.until != row.seq) and "#" in row.version)]
         if again:
             self.broken(f"#{served.letter.n} came again and wrote {len(again)} rows")
 
@@ -424,6 +435,8 @@ class NothingMadeUp(Invariant):
                 continue
             if row.kind == "entity" and row.entity().merged is True and not values:
                 continue  # a merge, whose every value is looked at where it is made
+            if served.ledger.original(row) is not row:
+                continue  # it stands again, and was looked at when it came
             if (row.id if row.kind == "entity" else row.from_id) not in records:
                 self.broken(f"{row.kind} {row.id} {row.version} is in graph {graph}, and nobody wrote it there")
 
