@@ -136,9 +136,11 @@ class _Phone(RecordClient):
     member: Records
 
     def _acknowledged(self, key: tuple[str, str]) -> None:
-        for write in self.waiting.get(key, ()):
-            says = {name: value for name, value in write.says.items() if name != "home_id"}
-            self.member.acked("entity", write.id, None, says)
+        # A record is sent as it is then: of several edits of one field, the last.
+        says = {name: value for write in self.waiting.get(key, ()) for name, value in write.says.items()}
+        says.pop("home_id", None)  # which is an edge
+        if says:
+            self.member.acked("entity", key[1], None, says)
         super()._acknowledged(key)
 
     def _take(self, change: dict[str, Any]) -> None:

@@ -127,17 +127,14 @@ def _service(found: Findings, ledger: Ledger, clients: Iterable[str]) -> list[Cr
 
 
 def _figures(found: Findings, ledger: Ledger) -> list[Criterion]:
-    flips = [one for one in found.flips if one is not None]
     since, until = found.flipping
     requests = [one.seconds for one in ledger.requests if since <= one.at <= until]
-    of = f"of {len(found.flips)}"
-    asked = f"of {len(requests):,}"
-    whole = len(flips) == len(found.flips) > 0
+    flips, asked = f"of {len(found.flips)}", f"of {len(requests):,}"
     return [
-        _figure("flip in effect, p99", quantile(flips, 0.99) if whole else None, FLIP_P99_S, of),
-        _figure("flip in effect, longest", max(flips, default=0.0) if whole else None, AT_ONCE_S, of),
-        _figure("request while flipping, p99", quantile(requests, 0.99) if requests else None, FLIP_P99_S, asked),
-        _figure("request while flipping, longest", max(requests, default=None), AT_ONCE_S, asked),
+        _figure("flip durable, p99", quantile(found.switched, 0.99), FLIP_P99_S, flips),
+        _figure("flip in effect in every process, longest", _longest(found.flips), AT_ONCE_S, flips),
+        _figure("request while flipping, p99", quantile(requests, 0.99), FLIP_P99_S, asked),
+        _figure("request while flipping, longest", quantile(requests, 1), AT_ONCE_S, asked),
         _figure("drill", found.seconds, SECONDS_PER_100K * max(1.0, found.rows / 100_000), f"on {found.rows:,} rows"),
     ]
 

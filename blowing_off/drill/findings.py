@@ -39,7 +39,8 @@ class Findings(Struct, kw_only=True):
         informed: how long it took each client that speaks both to be told what it gets now, each time.
         advances: how many of two controllers advanced, at each step.
         reached, stuck: whether the rollout came to everybody, and if not, why.
-        flips: how long each took to hold in every process; they were made in the time of `flipping`.
+        switched, flips: how long each flip took to be durable, and to hold in every process; they were made in the time
+            of `flipping`.
         lost, forgotten: before the restore, or if there was none.
         at_risk: how many writes had been acknowledged when the backup was restored; None if it never was.
     """
@@ -59,6 +60,7 @@ class Findings(Struct, kw_only=True):
     advances: list[int] = []
     reached: bool = False
     stuck: str = ""
+    switched: list[float] = []
     flips: list[float | None] = []
     flipping: tuple[float, float] = (0.0, 0.0)
     acked: int = 0

@@ -123,7 +123,7 @@ class Ledger:
         return next((end - after for begin, end, served in syncs if begin >= after and served == version), None)
 
 
-def quantile(values: Iterable[float], share: float) -> float:
-    """The least of `values` that this share of all do not exceed; 0 if there are none."""
+def quantile(values: Iterable[float], share: float) -> float | None:
+    """The least of `values` that this share of all do not exceed; None if there are none."""
     ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else None

@@ -220,9 +220,7 @@ class Drill:
         """A new rollout, to everybody."""
         self.tell(f"rolling {V2} out again, to everybody")
         await self.start()
-        # shadow, the canary graph, half of all, all
-        bars = (OPEN, self.proven, self.proven)
-        for bar in bars:
+        for bar in (OPEN, OPEN, self.proven):  # to the canary graph, to half of all, to all
             if not await self.advance(bar):
                 return
         since = time.monotonic()
@@ -257,6 +255,7 @@ class Drill:
     async def _flipped(self, switch: Callable[..., None], wanted: Mapping[str, str]) -> bool:
         since = time.monotonic()
         await asyncio.to_thread(switch, Feature.ENHANCED_SYNC, actor=ACTOR, reason="drill")
+        self.findings.switched.append(time.monotonic() - since)
         took = await self.site.in_effect(dict(wanted), since)
         self.findings.flips.append(took)
         await self.crew.breathe()

@@ -197,9 +197,11 @@ class Site:
         open_ = {(process, graph) for process in range(len(self.servers)) for graph in wanted}
 
         async def look() -> bool:
-            for process, graph in list(open_):
-                if await self.serves(process, graph) == wanted[graph]:
-                    open_.discard((process, graph))
+            asked = sorted(open_)
+            served = await asyncio.gather(*(self.serves(process, graph) for process, graph in asked))
+            open_.difference_update(
+                one for one, version in zip(asked, served, strict=True) if version == wanted[one[1]]
+            )
             return not open_
 
         return await self.comes_about(look, since)
