@@ -48,14 +48,14 @@ class Member(ABC):
         self.busy = True
         self._values = 0
 
-    async def turn(self) -> None:
-        """Edit something, and sync. What goes wrong is in the ledger, and what was not sent waits."""
+    async def turn(self) -> bool:
+        """Edit something, and sync. Whether that went well; what did not is in the ledger, and what was not sent
+        waits."""
         at, known = time.monotonic(), len(self.ledger.requests)
         try:
             if self.busy:
                 await self.edit()
             await self.sync()
-            self.turns += 1
         except (InbetweeniesError, httpx.HTTPError) as error:
             if not any(one.client == self.name and not one.ok for one in self.ledger.requests[known:]):
                 # Every answer was a success, and yet it was none.
@@ -64,6 +64,9 @@ class Member(ABC):
                 self.ledger.requests.append(
                     Request(client=self.name, graph=self.graph, at=at, seconds=seconds, status=0, why=why)
                 )
+            return False
+        self.turns += 1
+        return True
 
     def value(self) -> str:
         """A value that nobody else ever writes."""

@@ -23,6 +23,7 @@ from .ledger import Ledger
 from .site import Site
 
 ROWS_AT_ONCE: Final = 2_000  # of a graph that is counted
+AFTER_FAILURE_S: Final = 0.2  # who is refused comes back later, or nobody else gets to do anything
 
 
 class Crew:
@@ -87,8 +88,8 @@ class Crew:
 
     async def _work(self, member: Member, over: asyncio.Event) -> None:
         while not over.is_set():
-            await member.turn()
-            await asyncio.sleep(self.site.settings.pause_s)
+            well = await member.turn()
+            await asyncio.sleep(self.site.settings.pause_s if well else AFTER_FAILURE_S)
 
     async def turned(self, times: int) -> bool:
         """Wait until everybody has synced so many times more; whether they did while anybody waited."""
