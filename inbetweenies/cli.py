@@ -304,13 +304,35 @@ def _info(info: TokenInfo) -> dict[str, Any]:
 @json_option
 def demo(files: tuple[Path, ...], as_json: bool) -> int:
     """See old and new clients sync with one server, on FILES with HomeKit data or on a made-up home."""
+    return int(_from_client("demo")(list(files), as_json))
+
+
+@commands.command()
+@click.option(
+    "--db",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="A database to hold it on a copy of; without, a home is made up.",
+)
+@click.option("--flips", type=click.IntRange(1, 1000), default=10, show_default=True, help="How often to switch.")
+@json_option
+def drill(db: Path | None, flips: int, as_json: bool) -> int:
+    """Rehearse a rollout, its failure, its rollback and a restore on a copy, and see whether a write gets lost.
+
+    Two server processes serve the copy to old and new clients that write all the time. The database itself is only
+    read. Exits with 1 unless every criterion is met.
+    """
+    return int(_from_client("drill")(db, as_json, flips))
+
+
+def _from_client(name: str) -> Any:
+    """What stands on the client, which stands on this package, so that it is found and not imported."""
     from importlib.metadata import entry_points
 
-    # The demo stands on the client, which stands on this package, so it is found and not imported.
-    found = entry_points(group="inbetweenies.commands", name="demo")
+    found = entry_points(group="inbetweenies.commands", name=name)
     if not found:
-        raise click.ClickException("expected the demo that comes with this; it is not there: install it again")
-    return int(next(iter(found)).load()(list(files), as_json))
+        raise click.ClickException(f"expected the {name} that comes with this; it is not there: install it again")
+    return next(iter(found)).load()
 
 
 if __name__ == "__main__":
