@@ -37,6 +37,7 @@ from inbetweenies.replica import (
 from inbetweenies.rewind import FEATURE
 from inbetweenies.wire import load
 
+from . import notices
 from .reconcile import Reconciliation
 from .reports import Progress, SyncReport
 from .store import LocalStore
@@ -129,6 +130,7 @@ class Sync(Reconciliation):
         self.healed = self.forked = False
         self.complete = True
         self.edges_read = False
+        self.noted: set[str] = set()  # of notices: what was acknowledged in this sync
         self.answer: Answer | None = None
 
     async def run(self, url: str | None) -> SyncReport:
@@ -194,6 +196,7 @@ class Sync(Reconciliation):
             request=self.nonce(),
             skip=self.skipped(state),
             want=self.wanted(),
+            notices=notices.owed(self.store),
         )
         if ask.pushes is not None:
             with self.store.transaction():
@@ -211,6 +214,8 @@ class Sync(Reconciliation):
         if back:
             self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent, wanted=bool(ask.want))
+        notices.acknowledged(self.store, ask.notices)
+        self.noted.update(ask.notices)
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
@@ -225,7 +230,8 @@ class Sync(Reconciliation):
             # A server that says "more" and tells nothing would be asked for ever.
             self.complete = moved
             return moved
-        return await self._drained()
+        # Who is told something says so at once, and once: the next sync may be tomorrow.
+        return await self._drained() or not self.noted.issuperset(notices.owed(self.store))
 
     async def _relocated(self, state: State) -> bool:
         """The server's log is not the one that was known: find out what is left of it, then go on."""
@@ -344,6 +350,7 @@ class Sync(Reconciliation):
                 self.forked = True
                 absorbed = replace(absorbed, state=incarnated(absorbed.state, self.nonce()))
             self.store.apply(absorbed, now=self.client.clock())
+            notices.take_in(self.store, answer.notices, answer.digest, self.client.clock())
             cleared = frozenset(absorbed.cleared)
             # Of a message that was not looked at nothing is silent: it is sent again.
             left = [] if absorbed.state.lost else [item for item in sent if item.n not in cleared]
