@@ -7,23 +7,31 @@ and while what it holds itself is what the server says that it holds.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+from urllib.parse import urlencode
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from inbetweenies.model import Noticed
+from inbetweenies.model import SEQ_MAX, Noticed, Proof, parse_time
+from inbetweenies.replica import State
 from inbetweenies.rollout.notices import Verified, ack_of, confirm, message
 
 from .reports import Notice
 from .store import LocalStore
+from .values import decoded
 
 #: Notices that are remembered; more than a server has at a time, or what was shown would be shown again.
 KEPT_MAX: Final = 100
 
+PATH: Final = "/api/v1/sync/notices"
+
 _NOTICES: Final = "notices"
-_DIGEST: Final = "notices_digest"  # what the server said last that it holds
+_THERE: Final = "notices_there"
+#: Where this replica stood when the server last said what it holds: the cursor, our digest, and the server's. It stays
+#: while a version is spoken that has no digests.
+_HELD: Final = "notices_held"
 
 
 class Kept(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,6 +49,19 @@ class Kept(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return ack_of(self.told.id, proven=self.told.proof is not None)
 
 
+class _One(Struct, kw_only=True):
+    id: Annotated[str, Meta(max_length=128)]
+    type: Annotated[str, Meta(max_length=128)]
+    timestamp: Annotated[str, Meta(max_length=128)]
+    duration: Annotated[int, Meta(ge=0, le=SEQ_MAX)] | None = None
+    proof: Proof | None = None
+
+
+class _Told(Struct, kw_only=True):
+    notices: Annotated[tuple[_One, ...], Meta(max_length=KEPT_MAX)]
+
+
+_told = msgspec.json.Decoder(_Told)
 _kept = msgspec.json.Decoder(tuple[Kept, ...])
 _encode = msgspec.json.Encoder().encode
 
@@ -59,11 +80,11 @@ def _put(store: LocalStore, kept: Iterable[Kept]) -> None:
     store.keep(**{_NOTICES: _encode(tuple(kept)[-KEPT_MAX:]).decode()})
 
 
-def take_in(store: LocalStore, told: tuple[Noticed, ...], digest: str | None, now: int) -> None:
-    """Keep what was told, in the transaction in which the rest of the answer is taken in. What is known already is only
-    ever given a proof."""
+def take_in(store: LocalStore, told: tuple[Noticed, ...], now: int, *, state: State, digest: str | None) -> None:
+    """Keep what was told, in the transaction in which the rest of the answer is taken in; that led to `state`, and the
+    server said that it holds `digest`. What is known already is only ever given a proof."""
     kept = {one.told.id: one for one in _all(store)}
-    if not kept and not told:
+    if not kept and not told and not there(store):
         return
     for notice in told:
         before = kept.get(notice.id)
@@ -74,8 +95,34 @@ def take_in(store: LocalStore, told: tuple[Noticed, ...], digest: str | None, no
     with store.transaction():
         if told:
             _put(store, kept.values())
-        if digest is not None:
-            store.keep(**{_DIGEST: digest})
+        held = f"{state.cursor} {state.digest:064x} {digest}"
+        if digest is not None and held != store.setting(_HELD):
+            store.keep(**{_HELD: held})
+
+
+def known(store: LocalStore, there: bool) -> None:
+    """Whether the server says that it has notices: then they are asked for also where the version that is spoken cannot
+    say them."""
+    if there and not store.setting(_THERE):
+        store.keep(**{_THERE: "1"})
+
+
+def there(store: LocalStore) -> bool:
+    """Whether it has said so."""
+    return store.setting(_THERE) is not None
+
+
+def address(device: str, acks: Iterable[str]) -> str:
+    """Where they are asked for, and acknowledged."""
+    return f"{PATH}?{urlencode([('device_id', device), *(('ack', ack) for ack in acks)])}"
+
+
+def told_in(body: bytes) -> tuple[Noticed, ...]:
+    """What was answered there. Raises `BadAnswer`: something else."""
+    return tuple(
+        Noticed(id=one.id, kind=one.type, at=parse_time(one.timestamp) or 0, duration_s=one.duration, proof=one.proof)
+        for one in decoded(_told, body).notices
+    )
 
 
 def owed(store: LocalStore) -> tuple[str, ...]:
@@ -133,7 +180,10 @@ def _notice(store: LocalStore, kept: Kept) -> Notice:
 
 
 def _verified(store: LocalStore, told: Noticed) -> Verified | None:
-    state = store.state()
-    if told.proof is None or state is None or state.restarting or state.lost:
+    state, held = store.state(), (store.setting(_HELD) or "").split(" ")
+    if told.proof is None or state is None or state.restarting or state.lost or len(held) != 3:
         return None
-    return confirm(told.proof, cursor=state.cursor, own=f"{state.digest:064x}", told=store.setting(_DIGEST))
+    cursor, own, theirs = held
+    if state.cursor is not None and f"{state.digest:064x}" != own:
+        return None  # what is held here has changed since they were compared
+    return confirm(told.proof, cursor=cursor, own=own, told=theirs)

@@ -21,6 +21,7 @@ from inbetweenies.model import DIGEST_BITS, ENTITY_TYPES, Answer, Ask, Change, C
 from inbetweenies.model import Refused as RefusedItem
 from inbetweenies.offers import VersionPolicy
 from inbetweenies.replica import (
+    NOTICES,
     Absorbed,
     Copy,
     Local,
@@ -149,6 +150,8 @@ class Sync(Reconciliation):
             self.talk.forget()
             raise
         self.talk.remember(now=self.client.clock(), revision=self._revision())
+        if not self.talk.in_rows:
+            await self._ask_notices()
         state = self.client.state
         digest = self.answer.digest if self.answer is not None else None
         return SyncReport(
@@ -261,6 +264,8 @@ class Sync(Reconciliation):
         Raises:
             TransportError: no answer, or none that can be believed to be one to this message; nothing was absorbed.
         """
+        if not self.talk.in_rows:
+            return None  # what was answered last said that another version is to be spoken from here on
         self.messages += 1
         answer = self._told(await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask)))
         if answer is not None and not believed(answer, ask):
@@ -313,6 +318,24 @@ class Sync(Reconciliation):
         self._report()
         return False
 
+    async def _ask_notices(self) -> None:
+        """PROTOCOL 13.2: of a server that is known to have some, where the version that is spoken cannot say them."""
+        for _ in range(2):  # what is told is acknowledged at once
+            acks = notices.owed(self.store)
+            if not notices.there(self.store):
+                return
+            try:
+                body = await self.transport.get(notices.address(self.client.state.device, acks))
+                told = notices.told_in(body)
+            except (TransportError, RemoteProtocolError):
+                return  # they wait; the sync itself is done
+            self.messages += 1
+            with self.store.transaction():
+                notices.take_in(self.store, told, self.client.clock(), state=self.client.state, digest=None)
+                notices.acknowledged(self.store, acks)
+            if not notices.owed(self.store):
+                return
+
     def _sendable(self, state: State) -> Iterator[Pending]:
         after = 0
         while page := self.store.pending(CHUNK, after):
@@ -350,7 +373,8 @@ class Sync(Reconciliation):
                 self.forked = True
                 absorbed = replace(absorbed, state=incarnated(absorbed.state, self.nonce()))
             self.store.apply(absorbed, now=self.client.clock())
-            notices.take_in(self.store, answer.notices, answer.digest, self.client.clock())
+            notices.known(self.store, NOTICES in answer.features)
+            notices.take_in(self.store, answer.notices, self.client.clock(), state=absorbed.state, digest=answer.digest)
             cleared = frozenset(absorbed.cleared)
             # Of a message that was not looked at nothing is silent: it is sent again.
             left = [] if absorbed.state.lost else [item for item in sent if item.n not in cleared]

@@ -24,6 +24,7 @@ from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_notify import channel_option, notify, people_of
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -89,6 +90,7 @@ commands.add_command(flags)
 commands.add_command(status)
 commands.add_command(log)
 commands.add_command(audit)
+commands.add_command(notify)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
@@ -121,6 +123,7 @@ commands.add_command(restore)
     metavar="TYPE",
     help="Leave every conflict of things of this type, such as schedule, to a person; may be said several times.",
 )
+@channel_option
 @click.option(
     "--strict-v2", is_flag=True, help="Merge nothing: the later edit wins as a whole, as on deployed servers."
 )
@@ -136,6 +139,7 @@ def serve(
     journal: Path | None,
     no_journal: bool,
     manual: tuple[str, ...],
+    channel: tuple[str, ...],
     strict_v2: bool,
 ) -> None:
     """Serve the graphs in a database file, which is made if there is none.
@@ -184,6 +188,7 @@ def serve(
                 admin_graph=graph,
                 auth=not no_auth,
                 integrity=DataIntegrityMonitor(store),
+                people=people_of(store, channel),
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )

@@ -298,6 +298,20 @@ def rollback(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> 
             f"inbetweenies versions enable {quote(subject)} --as accepted --db {quote(str(db))}"
         ) from error
     print_done(db, done, as_json)
+    _tell_people(db)
+
+
+def _tell_people(db: Path) -> None:
+    """Those whom it had reached are told, at once and durably; whether their data is safe is for a server, or `inbetweenies
+    notify prove`, to find out. It was taken back, whatever comes of this."""
+    from .ops.notify import UserNotification
+    from .stores.keeper import run_now
+
+    try:
+        with opened(db) as store:
+            run_now(UserNotification(store).notify_rollback())
+    except StoreError as error:
+        click.echo(f"people are told once a server runs: {error}", err=True)
 
 
 @rollout.command()

@@ -29,7 +29,9 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..ops.integrity import DataIntegrityMonitor
+from ..ops.notify import UserNotification
 from ..registry import Registry
+from ..rollout import notices
 from ..rollout.health import MEDIA_TYPE
 from ..router import ProtocolFallback
 from ..store import Store
@@ -101,6 +103,7 @@ def app(
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
     integrity: DataIntegrityMonitor | None = None,
+    people: UserNotification | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -124,6 +127,8 @@ def app(
             themselves.
         integrity: looks whether the logs of `store` are whole, as long as lifespan events say that this serves; what
             is broken takes back what is being rolled out (PROTOCOL 12.8).
+        people: tells people, and those who look after the server, of what is taken back (PROTOCOL 13); by default the
+            people only.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -150,6 +155,7 @@ def app(
             latest_client_version=latest_client_version,
         ),
         integrity=integrity,
+        people=people,
         monotonic=monotonic,
     )
 
@@ -173,6 +179,7 @@ class App:
         blocking: bool,
         releases: Releases,
         integrity: DataIntegrityMonitor | None,
+        people: UserNotification | None,
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -190,7 +197,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, integrity, monotonic)
+        self.watching = Watching(router, integrity, monotonic, people)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -205,6 +212,7 @@ class App:
             "/api/v1/sync/ack": {"POST": self._sync},
             "/api/v1/sync/status": {"GET": self._status},
             "/api/v1/sync/conflicts": {"GET": self._conflicts},
+            "/api/v1/sync/notices": {"GET": self._notices},
             "/api/v1/graph/relationships": {"GET": self._relationships},
             "/api/v1/auth/me": {"GET": self._me},
         }
@@ -375,6 +383,15 @@ class App:
 
         return await self._aside(read)
 
+    async def noticed(self, graph: str) -> tuple[int, ...]:
+        """What rises when there is something new to tell the people of a graph (PROTOCOL 13). Raises `StoreError`."""
+        names = (notices.DOCUMENT, notices.proofs_of(graph))
+
+        async def read() -> tuple[int, ...]:
+            return tuple([(await self._store.document(name)).revision for name in names])
+
+        return await self._aside(read)
+
     def hold(self, size: int) -> bool:
         """Count bytes that are held for peers, negative ones that are let go of. Whether there is room for them."""
         self._buffered += size
@@ -530,6 +547,19 @@ class App:
         registry = self._registry(principal.graph)
         newest = None if registry is None else registry.accepted[0]
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
+
+    async def _notices(self, call: Call) -> Answer:
+        """PROTOCOL 13.2: for who speaks a wire version that cannot say it, such as after a newer one was taken back."""
+        principal = self.principal(call)
+        asked = parse_qs(call.scope.get("query_string", b"").decode("latin-1"))
+        device, acks = asked.get("device_id", [""])[0], asked.get("ack", [])
+        label, now = notices.label_of(principal.token_id, device), self.router.clock()
+
+        async def exchange() -> bytes:
+            plan = partial(notices.exchange, principal.graph, label, acks, now)
+            return encode({"notices": await carry_out(plan, self._store, principal.graph, write=bool(acks))})
+
+        return Answer(200, await self._work(exchange), (NO_STORE,))
 
     async def _conflicts(self, call: Call) -> Answer:
         """PROTOCOL 6.9: a page of what waits for a person. Empty, as on deployed servers, where no rule leaves anything

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from ..exchange import Reply
 from ..ops.integrity import DataIntegrityMonitor
+from ..ops.notify import UserNotification
 from ..ops.performance import PerformanceMonitor, Served
-from ..ops.triggers import EmergencyTriggers
+from ..ops.triggers import Action, EmergencyTriggers
 from ..rollout.health import exposition
 from ..router import ProtocolFallback
+from ..stores.keeper import run_now
 
 #: What a refusal is counted as of which nobody knows what it would have become.
 UNKNOWN: Final = "sync"
+TELL_SECONDS: Final = 5.0  # between two looks at what people have to be told
+
+logger = logging.getLogger(__name__)
 
 
 class Watching:
@@ -28,24 +34,37 @@ class Watching:
 
     Args:
         integrity: looks whether the logs are whole, in a thread of its own; what it finds takes rollouts back.
+        people: tells people of what was taken back; one without channels if not given.
         monotonic: seconds.
     """
 
     def __init__(
-        self, router: ProtocolFallback, integrity: DataIntegrityMonitor | None, monotonic: Callable[[], float]
+        self,
+        router: ProtocolFallback,
+        integrity: DataIntegrityMonitor | None,
+        monotonic: Callable[[], float],
+        people: UserNotification | None = None,
     ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
             breaches=tuple if integrity is None else integrity.breaches,
+            on_action=self._acted,
             clock=router.clock,
             monotonic=monotonic,
         )
+        self.people = people or UserNotification(router.store, clock=router.clock)
         self._audit = None if integrity is None else _Audit(integrity)
         self._router = router
         self._monotonic = monotonic
         self._looking: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+
+    def _acted(self, action: Action) -> None:
+        """Whoever is connected is told within seconds, also if this process dies now: it is durable on return."""
+        if action.what == "roll_back":
+            run_now(self.people.notify_rollback())
 
     def count(self, graph: str, began: float, reply: Reply | None) -> None:
         """Count a sync message of `graph`; `reply` is None if there was none."""
@@ -75,21 +94,36 @@ class Watching:
             self._audit.start()
 
     def keep(self) -> None:
-        """See to it that somebody looks, as long as a rollout decides to whom something is given."""
-        if self._looking is not None and not self._looking.done():  # done: with the event loop that it ran on
-            return
-        if self._router.orders.governing:
+        """See to it that somebody looks, as long as a rollout decides to whom something is given, and tells people once
+        one was taken back, by whomever."""
+        governing = self._router.orders.governing
+        if governing and _idle(self._looking):
             self._looking = asyncio.create_task(self.triggers.monitor())
+        if any(one.state == "rolled_back" for one in governing) and _idle(self._telling):
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(lambda: run_now(self.people.look()))
+            except Exception:
+                logger.exception("people were not told")  # and are at the next look
+            await asyncio.sleep(TELL_SECONDS)
 
     async def close(self) -> None:
         """Look no more."""
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await looking
+        tasks, self._looking, self._telling = (self._looking, self._telling), None, None
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._audit is not None:
             await asyncio.to_thread(self._audit.stop)
+
+
+def _idle(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()  # done: with the event loop that it ran on
 
 
 class _Audit:

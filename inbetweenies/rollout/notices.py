@@ -380,13 +380,19 @@ def acked_in(events: Iterable[Event]) -> dict[str, frozenset[str]]:
     return {}
 
 
+def label_of(token: str, device: str) -> str:
+    """What a device is called here, whichever wire version it speaks."""
+    return f"{token}:{device}"
+
+
 def device_key(device: str) -> str:
     """What a device is remembered as: devices may call themselves as long as they like."""
     return blake2b(device.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def telling(graph: str, device: str, head: Head, now: int) -> Plan[tuple[Told, ...]]:
-    """PROTOCOL 13.2: the notices that concern `graph` and that `device` has not acknowledged, oldest first."""
+def telling(graph: str, device: str, now: int, *, head: Head | None = None) -> Plan[tuple[Told, ...]]:
+    """PROTOCOL 13.2: the notices that concern `graph` and that `device` has not acknowledged, oldest first; what is
+    proven is held against the log as it ends at `head`, or now."""
     held = yield Reads(documents=(DOCUMENT, proofs_of(graph)))
     live = _concerning(graph, held.documents, now)
     if not live:
@@ -397,11 +403,17 @@ def telling(graph: str, device: str, head: Head, now: int) -> Plan[tuple[Told, .
     acked = acked_in(held.events).get(device_key(device), frozenset())
     due = []
     for notice, proof in live:
-        verified = None if proof is None else verify(proof, graph=graph, head=head, chains=held.chains)
+        verified = None if proof is None else verify(proof, graph=graph, head=head or held.head, chains=held.chains)
         known = {ack_of(notice.id, proven=True)} | (set() if verified else {notice.id})
         if not known & acked:
             due.append(told(notice, verified))
     return tuple(due)
+
+
+def exchange(graph: str, device: str, acks: Iterable[str], now: int) -> Plan[tuple[Told, ...]]:
+    """PROTOCOL 13.2: both, for who asks for nothing else."""
+    yield from noting(device, acks, now)
+    return (yield from telling(graph, device, now))
 
 
 def _concerning(graph: str, documents: Mapping[str, Document], now: int) -> list[tuple[Notice, Proof | None]]:

@@ -525,10 +525,6 @@ def _out(told: Iterable[Told]) -> list[ChangeOut]:
     ]
 
 
-def _device(message: Request, context: Context) -> str:
-    return f"v2:{context.token}:{message.device_id}"
-
-
 def _noticed(notice: NoticeIn) -> Noticed:
     """PROTOCOL 13.2. When it was is for people, so that what is no time does no harm."""
     at = parse_time(notice.timestamp) or 0
@@ -555,8 +551,8 @@ class V2:
 
     def up(self, message: Request, context: Context, limits: Limits) -> Plan[SyncRequest]:
         """PROTOCOL 9.1: a request says all by itself; only for what it acknowledges of notices something is read."""
-        device = _device(message, context)
         if message.notices and notices.FEATURE in message.features:
+            device = notices.label_of(context.token, message.device_id)
             yield from notices.noting(device, message.notices, context.now)
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
@@ -565,7 +561,7 @@ class V2:
         # (PROTOCOL 4.2). Told again, KittenKong would drop what it has written since.
         cut = isinstance(filters.since, str) and _CUT.fullmatch(filters.since)
         request = SyncRequest(
-            device=device,
+            device=f"v2:{context.token}:{message.device_id}",
             user=context.user,
             changes=_changes(message.changes, message.user_id),
             full=message.sync_type != "delta",
@@ -603,7 +599,8 @@ class V2:
         located = response.located
         told: tuple[notices.Told, ...] = ()
         if notices.FEATURE in message.features:
-            told = yield from notices.telling(context.graph, _device(message, context), response.head, context.now)
+            device = notices.label_of(context.token, message.device_id)
+            told = yield from notices.telling(context.graph, device, context.now, head=response.head)
         answer = _encode(
             Response(
                 protocol_version=NAME,

@@ -430,7 +430,7 @@ class Town:
         self.note(Proofs(before={self.notice.id: here}, proven={self.notice.id: replace(proof, **fields)}))
 
     def told(self, device: str = "tablet", now: int = NOW) -> tuple[Told, ...]:
-        return run(carry_out(lambda: telling("home", device, self.head, now), self.store, "home", write=False))
+        return run(carry_out(lambda: telling("home", device, now), self.store, "home", write=False))
 
     def ack(self, *acks: str, device: str = "tablet", now: int = NOW) -> None:
         run(carry_out(lambda: notices.noting(device, acks, now), self.store, "home", write=True))
