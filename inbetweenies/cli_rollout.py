@@ -302,8 +302,8 @@ def rollback(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> 
 
 
 def _tell_people(db: Path) -> None:
-    """Those whom it had reached are told, at once and durably; whether their data is safe is for a server, or `inbetweenies
-    notify prove`, to find out. It was taken back, whatever comes of this."""
+    """Those whom it had reached are told, durably; whether their data is safe is for a server, or `inbetweenies notify
+    prove`, to find out. It was taken back, whatever comes of this."""
     from .ops.notify import UserNotification
     from .stores.keeper import run_now
 

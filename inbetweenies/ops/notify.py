@@ -16,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..errors import InbetweeniesError, LocalProtocolError, StoreCorrupt, StoreError
+from ..errors import InbetweeniesError, LocalProtocolError, StoreBusy, StoreCorrupt, StoreError
 from ..model import Cursor, Document, Head, Reads, parse_cursor
 from ..rollout import escalation, notices, states
 from ..rollout.escalation import Alert, Alerts, Attempt, alerts_in, due
@@ -46,6 +46,10 @@ from .integrity import DataIntegrityMonitor
 AGAIN_US: Final = 10 * 60 * 1_000_000
 
 logger = logging.getLogger(__name__)
+
+
+class _Unproven(Exception):
+    """An audit found something."""
 
 
 class Reached(Struct, frozen=True, kw_only=True):
@@ -215,29 +219,36 @@ class UserNotification:
                 self._settled.add((notice.id, graph))
 
     async def _proved(self, notice: Notice, graph: str, now: int) -> bool:
+        """Whether it was proven just now. A graph that cannot be read keeps no other from being proven."""
         which = notice.id, graph
         if now - self._failed.get(which, now - AGAIN_US) < AGAIN_US:
             return False
+        try:
+            return await self._audited(notice, graph)
+        except StoreBusy as error:
+            logger.warning("graph %s stays unproven for now: %s", graph, error)
+        except _Unproven:
+            self._failed[which] = now
+            logger.error("graph %s is not proven to be whole; see `inbetweenies audit`", graph)  # noqa: TRY400
+        except StoreError:
+            self._failed[which] = now
+            logger.exception("graph %s stays unproven", graph)
+        return False
+
+    async def _audited(self, notice: Notice, graph: str) -> bool:
         proofs = await self._proofs(graph)
         before = parse_cursor(proofs.before.get(notice.id, ""))
         if before is None:
             return False
         if notice.id in proofs.proven or not await self._goes_on(graph, before):
-            self._settled.add(which)
+            self._settled.add((notice.id, graph))
             return False
-        try:
-            audit, head = await self._integrity.audited(graph)
-        except StoreError as error:
-            logger.warning("graph %s stays unproven for now: %s", graph, error)
-            self._failed[which] = now
-            return False
+        audit, head = await self._integrity.audited(graph)
         proof = prove(graph, before, audit, head)
         if proof is None:
-            logger.error("graph %s is not proven to be whole; see `inbetweenies audit`", graph)
-            self._failed[which] = now
-            return False
+            raise _Unproven
         await self._amend_proofs(graph, lambda kept: replace(kept, proven={**kept.proven, notice.id: proof}))
-        self._settled.add(which)
+        self._settled.add((notice.id, graph))
         return True
 
     async def _goes_on(self, graph: str, before: Cursor) -> bool:
