@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -28,7 +28,6 @@ from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
-from ..ops.integrity import DataIntegrityMonitor
 from ..registry import Registry
 from ..rollout.health import MEDIA_TYPE
 from ..router import ProtocolFallback
@@ -59,7 +58,7 @@ from .http import (
 )
 from .sockets import Sockets
 from .upkeep import Upkeep
-from .watching import Watching
+from .watching import Audit, Watching
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -100,7 +99,7 @@ def app(
     server_version: str | None = None,
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
-    integrity: DataIntegrityMonitor | None = None,
+    audits: Sequence[Audit] = (),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -122,8 +121,8 @@ def app(
         server_version: the release that discovery tells; by default that of this package.
         min_client_version, latest_client_version: releases of clients that discovery tells, for clients that update
             themselves.
-        integrity: looks whether the logs of `store` are whole, as long as lifespan events say that this serves; what
-            is broken takes back what is being rolled out (PROTOCOL 12.8).
+        audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
+            events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -149,7 +148,7 @@ def app(
             min_client_version=min_client_version,
             latest_client_version=latest_client_version,
         ),
-        integrity=integrity,
+        audits=audits,
         monotonic=monotonic,
     )
 
@@ -172,7 +171,7 @@ class App:
         bounds: ServerLimits,
         blocking: bool,
         releases: Releases,
-        integrity: DataIntegrityMonitor | None,
+        audits: Sequence[Audit],
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -190,7 +189,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, integrity, monotonic)
+        self.watching = Watching(router, audits, monotonic)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -609,7 +608,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.10: what this process counted, for Prometheus."""
+        """PROTOCOL 12.11: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())
