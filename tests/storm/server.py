@@ -127,7 +127,9 @@ def down_edit_up() -> None:
     push.__dict__["apply"] = apply
 
 
-_OF_RECORDS: Final = frozenset("manufacturer model serial_number firmware_version is_reachable is_blocked".split())
+_OF_RECORDS: Final = frozenset(
+    "manufacturer model serial_number firmware_version is_reachable is_blocked is_bridge".split()
+)
 
 BUGS: Final[dict[str, Callable[[], None]]] = {
     bug.__name__: bug for bug in (ack_before_commit, commit_in_two, down_edit_up, time_for_a_cursor)
