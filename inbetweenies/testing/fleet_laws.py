@@ -290,12 +290,14 @@ class Ledger:
         held = self.by_version.get((row.kind, row.id, row.version.rpartition("#")[0]))
         if held is None or row.kind != "entity" or held.entity() != replace(row.entity(), version=held.version):
             return row
-        return self.original(held)
+        return held
 
     def follows(self, row: Row, before: Row) -> bool:
-        """Whether a row descends from another, or from the one that stands again in that."""
+        """Whether a row descends from another, or from one that stands again in that, however often."""
         line = self.ancestors(row.id, row.entity().parent_versions)
-        return before.version in line or self.original(before).version in line
+        while before.version not in line and (original := self.original(before)) is not before:
+            before = original
+        return before.version in line
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""

@@ -258,6 +258,14 @@ class NothingDisplaced(Invariant):
         super().__init__(stage)
         self.was: list[tuple[str, Row]] = []
 
+    def served(self, served: Served) -> None:
+        # PROTOCOL 4.14 (a): where a time is from the future and the logs parted nobody knows where, nothing tells when a
+        # row was made. It counts as older than all there is, and so than what it had taken the place of, when that comes.
+        unknown = {(row.id, row.version) for row in served.fresh if row.via and row.edit == 0}
+        if unknown:
+            graph = served.device.graph
+            self.was = [(of, row) for of, row in self.was if of != graph or (row.id, row.version) not in unknown]
+
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
         # What came back was decided in the log that held it: something stood there, or something followed it.
         self.was = [(of, row) for of, row in self.was if of != graph or not _has(old, row)]
