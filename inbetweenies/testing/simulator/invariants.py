@@ -259,8 +259,9 @@ class NothingDisplaced(Invariant):
         self.was: list[tuple[str, Row]] = []
 
     def served(self, served: Served) -> None:
-        # PROTOCOL 4.14 (a): where a time is from the future and the logs parted nobody knows where, nothing tells when a
-        # row was made. It counts as older than all there is, and so than what it had taken the place of, when that comes.
+        # PROTOCOL 4.14 (a): of what has a time from the future, and was in a log that parted from this one nobody knows
+        # where, nothing tells when it was made. So it counts as older than all there is, and older than what it had taken
+        # the place of, when that comes.
         unknown = {(row.id, row.version) for row in served.fresh if row.via and row.edit == 0}
         if unknown:
             graph = served.device.graph
