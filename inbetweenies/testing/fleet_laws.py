@@ -408,7 +408,7 @@ class Ledger:
 
     def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
         """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
-        if not pushed.offered & {(row.kind, row.id, name) for name in (row.version, row.version.partition("#")[0])}:
+        if not pushed.offered & {(row.kind, row.id, name) for name in _names(row.version)}:
             return False
         common = pushed.common
         return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
@@ -501,7 +501,7 @@ class Ledger:
         # What it was merged into may have lost in the same push, and that is told of.
         if row.version in self.ancestors(row.id, (now.version, *lost.versions.get(row.id, ()))):
             return
-        if lost.names(row.id, row.version.partition("#")[0]):
+        if any(lost.names(row.id, name) for name in _names(row.version)):
             return
         base = self.base_of(row)
         if base is not None:
@@ -582,6 +582,12 @@ class Ledger:
 
 def _gone(row: Row) -> bool:
     return bool(_decode(row.entity().content).get("deleted"))
+
+
+def _names(version: str) -> set[str]:
+    """A version, and those that it was made of when what it names was kept beside another row or stood again."""
+    parts = version.split("#")
+    return {"#".join(parts[:count]) for count in range(1, len(parts) + 1)}
 
 
 def _renamed(value: Entity | Relationship) -> str:

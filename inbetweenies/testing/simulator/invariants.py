@@ -260,8 +260,8 @@ class NothingDisplaced(Invariant):
 
     def served(self, served: Served) -> None:
         # PROTOCOL 4.14 (a): of what has a time from the future, and was in a log that parted from this one nobody knows
-        # where, nothing tells when it was made. So it counts as older than all there is, and older than what it had taken
-        # the place of, when that comes.
+        # where, nothing tells when it was made. So it counts as older than all there is, and than what it had taken the
+        # place of, when that comes.
         unknown = {(row.id, row.version) for row in served.fresh if row.via and row.edit == 0}
         if unknown:
             graph = served.device.graph
