@@ -400,7 +400,7 @@ class Ledger:
             if row.until != row.seq:
                 current[key] = row
 
-    def _merges(self, row: Row, pushed: Pushed) -> bool:
+    def merges(self, row: Row, pushed: Pushed) -> bool:
         """Whether the server made this row out of two."""
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
         again = self.original(row) is not row
@@ -428,7 +428,7 @@ class Ledger:
         for row, was in self.steps(fresh, before):
             if self._decided(row, was, pushed):
                 continue
-            self._check_tombstone(row, was, merged=self._merges(row, pushed))
+            self._check_tombstone(row, was, merged=self.merges(row, pushed))
 
     def check_losses(
         self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
@@ -483,7 +483,7 @@ class Ledger:
 
     def _check_loss(self, row: Row, before: Row, lost: _Lost, pushed: Pushed) -> None:
         entity = row.entity()
-        if self._merges(row, pushed):
+        if self.merges(row, pushed):
             parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
             other = next((parent for parent in parents if parent and parent.version != before.version), None)
             if other is None or before.version not in entity.parent_versions:
