@@ -134,6 +134,10 @@ ONCE_BROKEN = {
     "what was given back is in many pages": (3051483, "mixed"),
     "an ack that comes after a restart and another answer": (20032449, "small"),
     "a log that grew between two pages of a listing": (50000447, "large"),
+    "a row that came back without a time, and then what it had taken the place of": (60000736, "medium"),
+    "a row that follows one that stood again twice": (51000616, "large"),
+    "other content under the version of a row that stands again": (51000884, "large"),
+    "two merges of one name, in two logs": (51001279, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
 }
 
