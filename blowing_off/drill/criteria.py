@@ -62,7 +62,7 @@ def criteria(found: Findings, ledger: Ledger, clients: Iterable[str]) -> list[Cr
 def _losses(found: Findings, ledger: Ledger) -> list[Criterion]:
     failures = ledger.failures()
     lost, again, gone = found.lost, found.lost_by_restore, found.forgotten
-    unequal = [one.name for one in found.replicas if not one.equal]
+    unequal = [f"{one.name}, {one.unequal}" for one in found.replicas if not one.equal]
     return [
         Criterion(
             name="acknowledged writes lost",

@@ -84,7 +84,7 @@ class Drill:
         if self.findings.own_home:
             await furnish(self.crew.at_home)
         await self.crew.turned(1)
-        self.findings.rows = sum(self.site.counts().values())
+        self.findings.rows = self.site.rows or sum(self.site.counts().values())
         for client in self.crew.ours:
             await keep(client)
         await self.crew.turned(self.settings.turns)
@@ -300,9 +300,20 @@ class Drill:
 
     # --- the end
 
+    async def give_all(self) -> None:
+        """The newer version to everybody, whatever the backup says: only in that can all be said."""
+        known = self.site.rollouts().rollouts.get(V2)
+        if known is None or not known.governs:
+            return
+        await self.start()
+        control, _ = self.site.controllers(OPEN)
+        while self.rollout.state != "full":
+            await asyncio.to_thread(control.advance, V2, actor=ACTOR, reason="the drill ends")
+
     async def settle(self) -> None:
         """Nobody edits any more; everybody syncs until all is said. Then all is looked up."""
         self.tell("everybody syncs until all is said; looking each write up")
+        await self.give_all()
         for member in self.crew.members:
             member.busy = False
         for _ in range(ROUNDS_MAX):
@@ -312,14 +323,11 @@ class Drill:
             if all(one.equal for one in self.findings.replicas):
                 break
         acked = list(self.ledger.acked)
-        missing = await audit.lost(self.site.store, acked)
-        known = set(map(id, self.findings.lost))
-        after = [one for one in missing if id(one) not in known]
         self.findings.acked = len(acked)
-        if self.findings.at_risk is None:
-            self.findings.lost += after
-        else:
-            # Lost by the restore, and not before.
-            self.findings.lost_by_restore = after
+        known = set(map(id, self.findings.lost))
+        at_risk = set(map(id, acked[: self.findings.at_risk or 0]))
+        for one in await audit.lost(self.site.store, acked):
+            if id(one) not in known:
+                (self.findings.lost_by_restore if id(one) in at_risk else self.findings.lost).append(one)
         again = await audit.forgotten(self.site.store, self.ledger.kept())
         self.findings.forgotten += [one for one in again if one not in self.findings.forgotten]

@@ -235,9 +235,12 @@ def copy_of(db: Path, copy: Path) -> None:
             # Nobody has it open, and SQLite would leave files beside it if we did.
             source = Path(folder, db.name)
             for end in ("", "-wal"):
-                with suppress(FileNotFoundError), told(f"copy {db}"):
+                with told(f"copy {db}"), suppress(FileNotFoundError):
                     shutil.copyfile(f"{db}{end}", f"{source}{end}")
-        backup(source, copy)
+        try:
+            backup(source, copy)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(source), str(db))) from error
     manifest_of(copy).unlink()
 
 
