@@ -29,6 +29,7 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..registry import Registry
+from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
 from ..router import ProtocolFallback
 from ..store import Store
@@ -574,9 +575,15 @@ class App:
         async with self._store.transaction(principal.graph, write=False) as tx:
             return await tx.read(reads)
 
+    def _need(self, feature: Feature, graph: str) -> None:
+        """PROTOCOL 12.4: there is nothing where a feature is off."""
+        if not self.router.orders.has(feature, graph):
+            raise refused("not_found", f"the feature {feature.name} on", "it off", detail="Not Found")
+
     async def _versions(self, call: Call) -> Answer:
         """PROTOCOL 4.1: every row version of an entity in commit order, losers too."""
         principal = self.principal(call)
+        self._need(Feature.ENTITY_VERSIONING, principal.graph)
         id_ = call.path[len(ENTITIES) : -len("/versions")]
 
         async def read() -> bytes | None:
@@ -592,6 +599,7 @@ class App:
     async def _relationships(self, call: Call) -> Answer:
         """PROTOCOL 3.5: the edges that are there now; deleted ones and edges of deleted entities are not."""
         principal = self.principal(call)
+        self._need(Feature.GRAPH_OPERATIONS, principal.graph)
 
         async def read() -> bytes:
             rows = (await self._held(principal, Reads(span=Span(after=0, upto=SEQ_MAX)))).span

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from inbetweenies import Feature, FeatureFlags
 from inbetweenies.errors import StoreError
 from inbetweenies.ops.integrity import DataIntegrityMonitor
 from inbetweenies.rollout.canary import EVIDENCE, seen_in
@@ -180,3 +183,23 @@ async def test_a_store_that_is_away_is_not_the_fault_of_a_version_that_everybody
     await site.app.close()
 
     assert "burn_in" == kept(site.store).of(V2).state
+
+
+@pytest.mark.parametrize(
+    ("feature", "path"),
+    [
+        (Feature.ENTITY_VERSIONING, "/api/v1/graph/entities/lamp/versions"),
+        (Feature.GRAPH_OPERATIONS, "/api/v1/graph/relationships"),
+    ],
+)
+async def test_there_is_nothing_where_a_feature_is_off(feature: Feature, path: str) -> None:
+    site = Site()
+    await site.push(write(entity("lamp", "v1")))
+    flags, statuses = FeatureFlags(site.router.store), []
+    for switch in (flags.enable, flags.disable, flags.enable):
+        switch(feature)
+        site.seconds += 1
+        statuses.append((await site.ask("GET", path)).status)
+    await site.app.close()
+
+    assert [200, 404, 200] == statuses
