@@ -138,6 +138,7 @@ ONCE_BROKEN = {
     "a row that follows one that stood again twice": (51000616, "large"),
     "other content under the version of a row that stands again": (51000884, "large"),
     "two merges of one name, in two logs": (51001279, "large"),
+    "many pushes that were not answered, one amid them heard": (51002016, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
 }
 
