@@ -611,6 +611,9 @@ class LocalStore(Recovery):
             for kind, id_, hash_, now in older + gone:
                 held = self._of(kind, id_)
                 known = _named(now, held)
+                if now is not None:
+                    # Of what was made of its records the server tells the row; with it that would be undone.
+                    known |= self._made_up(kind, id_)
                 for copy in (copy for copy in held if copy.hash == hash_):
                     line = _lineage(copy.version, [*held, copy]) if kind == "entity" else [copy]
                     seen.update({whole_of(other): other for other in line if other.version not in known})
@@ -633,6 +636,10 @@ class LocalStore(Recovery):
                 digest = digest_change(digest, gone=hash_)
             self.put_state(replace(state, digest=digest, restarting=False))
             return len(seen.keys() | quiet.keys())
+
+    def _made_up(self, kind: str, id_: str) -> set[str]:
+        found = self._all("SELECT version FROM copies WHERE kind = ? AND id = ? AND told = ?", kind, id_, NEVER)
+        return {version for (version,) in found}
 
     def _lost(self, round_: int, seen: Iterable[Whole]) -> dict[Whole, Copy]:
         """Rows made here that nothing which the server holds or is offered descends from.
