@@ -140,6 +140,8 @@ ONCE_BROKEN = {
     "two merges of one name, in two logs": (51001279, "large"),
     "many pushes that were not answered, one amid them heard": (51002016, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
+    "a push that comes again after many, of which it took any for possible": (52000715, "large"),
+    "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 
 
