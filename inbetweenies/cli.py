@@ -24,6 +24,7 @@ from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_portable import export, import_command
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -92,6 +93,8 @@ commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(export)
+commands.add_command(import_command)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------
