@@ -25,6 +25,7 @@ from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_log import log, sentence, status
 from .cli_portable import export, import_command
+from .cli_preflight import preflight
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -83,6 +84,7 @@ def commands() -> None:
     """A sync server for mixed fleets: old and new clients in one graph, and no write is ever lost."""
 
 
+commands.add_command(preflight)
 commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(rollout)

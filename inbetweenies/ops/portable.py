@@ -168,10 +168,11 @@ def export_to(
     *,
     graph: str | None = None,
     now: int | None = None,
+    still: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Exported:
     """Write the logs of the database at `db`, or of one `graph`, to a new file, as of one commit. A server may run
-    meanwhile; nobody waits.
+    meanwhile; nobody waits. With `still` nobody may have it open: nothing is written to it then, nor beside it.
 
     Raises:
         LocalProtocolError: there is a file already, or no such graph.
@@ -182,11 +183,12 @@ def export_to(
         raise LocalProtocolError(f"expected no file at {file}; got one: name another one")
     if not db.exists():
         raise StoreError(f"expected a database at {db}; got no file")
-    run_now(SqliteStore(db, journal=False, heads=False).close())  # brings the tables of an older release up to date
+    if not still:
+        run_now(SqliteStore(db, journal=False, heads=False).close())  # brings older tables up to date
     sweep(file.parent, file.name)
     now = wall_clock() if now is None else now
     with part_of(file) as part, told(f"write {file}"):
-        with border("read the database"), closing(_connect(db)) as connection, part.open("wb") as opened:
+        with border("read the database"), closing(_connect(db, still=still)) as connection, part.open("wb") as opened:
             connection.execute("BEGIN")
             logs = {key: log for key, log in _logs(connection) if graph in (None, log.graph)}
             if graph is not None and not logs:
@@ -227,8 +229,9 @@ def _write(file: IO[bytes], header: Header, rows: Iterable[tuple[str, Row]], pro
     return digest
 
 
-def _connect(db: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{db.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+def _connect(db: Path, *, still: bool) -> sqlite3.Connection:
+    how = "mode=ro&immutable=1" if still else "mode=ro"
+    return sqlite3.connect(f"{db.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
 
 
 _LOGS: Final = "SELECT graph, name, birth, epoch, seq, chain, stamp, digest FROM graphs ORDER BY name"
