@@ -153,6 +153,7 @@ def serve(
     from .merge import Policy
     from .merge import manual as by_hand
     from .ops.integrity import DataIntegrityMonitor
+    from .ops.shadow import ShadowComparison
     from .router import ProtocolFallback
     from .stores import SqliteStore
 
@@ -188,7 +189,7 @@ def serve(
                 admin_password=password,
                 admin_graph=graph,
                 auth=not no_auth,
-                integrity=DataIntegrityMonitor(store),
+                audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )

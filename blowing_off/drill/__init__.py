@@ -66,7 +66,6 @@ def hold(
     with TemporaryDirectory(prefix="inbetweenies-drill-", ignore_cleanup_errors=True) as folder:
         site = Site(Path(folder), settings)
         site.move_in(db)
-        found.rows = site.rows
         with site:
             crew = Crew(site, ledger)
             asyncio.run(Drill(site, crew, found, tell).hold())

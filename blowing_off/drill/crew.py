@@ -76,15 +76,14 @@ class Crew:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """While this lasts, everybody edits and syncs, again and again. What a client cannot cope with ends it."""
+        """While this lasts, everybody edits and syncs, again and again."""
         over = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            for member in self.members:
-                tasks.create_task(self._work(member, over))
-            try:
-                yield
-            finally:
-                over.set()
+        tasks = [asyncio.create_task(self._work(member, over)) for member in self.members]
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.gather(*tasks)
 
     async def _work(self, member: Member, over: asyncio.Event) -> None:
         while not over.is_set():

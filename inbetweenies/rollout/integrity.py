@@ -106,7 +106,7 @@ def _told(step: Repair) -> str:
             return f"write the columns of {rows} anew from the value"
         case "end":
             return f"let {rows} {'be current' if step.until is None else f'end at row {step.until}'}"
-        case "recount":
+        case _:
             return "work out chain, stamp and digest of the end of the log anew from its rows"
 
 

@@ -292,6 +292,20 @@ async def test_a_server_that_prefers_now_this_and_now_that_is_not_followed_for_e
     assert len(home.asked) < 10
 
 
+@pytest.mark.parametrize("told", [{"digest": "7" * 64}, {"resync": True}])
+async def test_a_version_that_is_left_while_something_is_wrong_is_left_all_the_same(
+    home: Home, told: dict[str, Any]
+) -> None:
+    ann = client_of(home)
+    await ann.add("home", "House", {"is_primary": True})
+    await ann.sync()
+    decide(home.store, v2="accepted")
+    home.change = lambda answer: answer.update(told) if "digest" in answer else None
+    report = await ann.sync()
+
+    assert (V1, 0) == (report.served, report.pending)
+
+
 @pytest.mark.parametrize("negotiation", [7, [], {"supported": 7}, {"supported": [7, None, "inbetweenies-v99"]}, None])
 async def test_what_a_server_says_badly_of_its_choice_changes_nothing(home: Home, negotiation: Any) -> None:
     home.change = lambda answer: answer.update(negotiation=negotiation)

@@ -94,6 +94,12 @@ STAGES: Final = {
         1,
         (_STORM + "test_kill_rollout.py",),
     ),
+    "back-and-forth": Stage(
+        "{count} edits by clients of the older version between a rollback and the next rollout",
+        10_000,
+        1,
+        (_STORM + "test_back_and_forth.py",),
+    ),
     "kill-client": Stage("{count} kills of clients that edit and sync", 200, 1, (_STORM + "test_kill_client.py",)),
     "io-errors": Stage(
         "{count} faults at every step of every request, call and opening",

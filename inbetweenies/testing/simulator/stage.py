@@ -25,7 +25,7 @@ from .clock import SECOND, START, Clock
 from .devices import Device, expects
 from .invariants import Invariant, NoAckedWriteLost, Served
 from .network import PROXY_ANSWERS, Damage, Letter, Reply, damaged
-from .server import Server
+from .server import Roll, Server
 
 if TYPE_CHECKING:
     from .world import SimulatedWorld
@@ -462,6 +462,14 @@ class Stage:
     def on_on(self, wire: str) -> None:
         self.server.switch_on(wire)
         self.say(f"{wire} is on")
+
+    def on_roll(self, verb: Roll, in_a_request: bool) -> bool:
+        """The rollout of the newest wire version is moved: now, or between the beginning of the next request and its
+        transaction."""
+        done = self.server.roll(verb, in_a_request=in_a_request)
+        if done:
+            self.say(f"the newest wire version: {verb}" + (", in the next request" if in_a_request else ""))
+        return done
 
     # --- the devices' accidents
 
