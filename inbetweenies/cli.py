@@ -326,7 +326,7 @@ def drill(db: Path | None, flips: int, as_json: bool) -> int:
     """Rehearse a rollout, its failure, its rollback and a restore on a copy, and see whether a write gets lost.
 
     Two server processes serve the copy to old and new clients that write all the time. The database itself is only
-    read. Exits with 1 unless every criterion is met.
+    read. Exits with 1 unless every criterion is met; what it came to is kept for `inbetweenies preflight`.
     """
     return int(_from_client("drill")(db, as_json, flips))
 

@@ -82,9 +82,9 @@ _EDGE: Final = {
 
 
 def _v2(*entities: dict[str, Any], edges: tuple[dict[str, Any], ...] = (), **fields: Any) -> dict[str, Any]:
-    changes = [{"change_type": "update", "entity": one, "relationships": list[Any]()} for one in entities]
+    changes: list[dict[str, Any]] = [{"change_type": "update", "entity": one, "relationships": []} for one in entities]
     if edges:
-        changes[-1] |= {"relationships": list(edges)}
+        changes[-1]["relationships"] = list(edges)
     plain = {"protocol_version": V2, "device_id": "preflight", "user_id": "ann", "sync_type": "full"}
     return {**plain, "vector_clock": {"clocks": {}}, "changes": changes, **fields}
 
@@ -133,6 +133,7 @@ PROBES: Final = (
           body=_v2(protocol_version="inbetweenies-v9999")),
     Probe(name="no JSON", method="POST", path=SYNC, body=b"{"),
     Probe(name="no method of this path", path=SYNC, safe=True, whole=True),
+    Probe(name="WebSocket without one", path="/api/v1/sync/ws", safe=True),
     Probe(name="status", path="/api/v1/sync/status?device_id=preflight", safe=True),
     Probe(name="conflicts", path="/api/v1/sync/conflicts", safe=True),
     Probe(name="resolve of nothing", method="POST", path="/api/v1/sync/conflicts/none/resolve", body={}),
@@ -201,9 +202,10 @@ def _outline(value: Any) -> Any:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is answered otherwise, in words: by probe, with the place and both values."""
+    """What is answered otherwise, in words: by probe, with the place and both values. What was not asked then, or is
+    not now, is no difference."""
     told = []
-    for name in dict.fromkeys((*before, *after)):
+    for name in (name for name in after if name in before):
         lines = [f"{name}{place}: {was} before, {now} now" for place, was, now in _different(before, after, name)]
         told += lines[:_DIFFERENCES_MAX]
         if len(lines) > _DIFFERENCES_MAX:

@@ -163,7 +163,7 @@ def against(folder: Path, db: Path, *, now: int) -> tuple[str, ...]:
 def _steps(checklist: Checklist) -> Iterator[str]:
     if tuple(step.name for step in checklist.steps) != STEPS:
         yield f"expected the steps {', '.join(STEPS)} in the preflight; got others"
-    yield from (f"{step.name}: {step.found}" for step in checklist.steps if not step.passed)
+    yield from (f"its step {step.name} failed" for step in checklist.steps if not step.passed)
     if checklist.release != release():
         yield f"expected a preflight by release {release()}; got one by {checklist.release}"
 
@@ -227,6 +227,11 @@ class Drilled(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seconds: float | None = None
 
 
+def kept_drill(db: Path) -> Path:
+    """Where that is kept of a database."""
+    return folder_of(db) / LAST_DRILL
+
+
 def keep_drill(db: Path, *, passed: bool, now: int, seconds: float | None = None) -> Path:
     """Keep what a drill on a copy of the database at `db` came to, where its preflight looks for it.
 
@@ -234,7 +239,7 @@ def keep_drill(db: Path, *, passed: bool, now: int, seconds: float | None = None
         StoreError: it cannot be written.
     """
     drilled = Drilled(at=now, passed=passed, release=release(), database=str(db.resolve()), seconds=seconds)
-    file = folder_of(db) / LAST_DRILL
+    file = kept_drill(db)
     with told(f"make {file.parent}"):
         file.parent.mkdir(mode=0o700, exist_ok=True)
     put(file, msgspec.json.encode(drilled) + b"\n")
@@ -248,7 +253,7 @@ def drill_in(db: Path) -> tuple[Drilled, bytes]:
         OSError: there was none, or it cannot be read.
         StoreError: it is something else.
     """
-    file = folder_of(db) / LAST_DRILL
+    file = kept_drill(db)
     data = file.read_bytes()
     try:
         return msgspec.json.decode(data, type=Drilled), data

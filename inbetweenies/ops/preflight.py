@@ -25,6 +25,8 @@ from msgspec.structs import asdict
 from .. import census
 from ..errors import InbetweeniesError, StoreCorrupt, StoreError
 from ..model import DIGEST_BITS, format_time, next_chain, row_hash
+from ..registry import DOCUMENT as REGISTRY
+from ..rollout.flags import DOCUMENT as FLAGS
 from ..stores.clock import wall_clock
 from ..stores.keeper import run_now
 from ..stores.placing import told
@@ -44,7 +46,7 @@ from .verify import verify
 ROOM: Final = 3
 CENSUS_DAYS: Final = 30
 _DAY_US: Final = 24 * checklist.HOUR_US
-_TOLD_MAX: Final = 5  # of the problems of one step
+_TOLD_MAX: Final = 3  # of the problems of one step
 
 
 def preflight(db: Path) -> tuple[str, ...]:
@@ -316,14 +318,13 @@ class Preflight:
             checklist.put(aside, after)
             self._ready[checklist.API] = file.read_bytes()
             raise Failed(
-                f"{len(changes)} things are answered otherwise than the last time: {_first(changes)}",
+                f"{_count(len(changes), 'difference')} from the answers of the last time: {_first(changes)}",
                 f"compare {file} with {aside}; if it is meant, run it again with --accept-changes",
             )
         aside.unlink(missing_ok=True)
         self._ready[checklist.API] = after
-        said = (
-            "the first to be kept" if before is None else f"{len(changes)} changes accepted" if changes else "as before"
-        )
+        accepted = f"{_count(len(changes), 'difference')} accepted"
+        said = "the first to be kept" if before is None else accepted if changes else "as before"
         return Found(
             says=f"{len(now)} answers of {self._where}: {said}",
             figures={"answers": len(now), "changes": list(changes), "compared": before is not None},
@@ -349,16 +350,29 @@ class Preflight:
         if self._reach is not None:
             async with self._reach() as ask:
                 return await baseline.answers(ask, release=release(), safe=True)
-        made, copy = self._held(), self._copy()
-        graph = baseline.GRAPH
-        while any(mark.graph == graph for mark in made.manifest.graphs):
-            graph += "-"
-        async with self._serve(copy, graph, still=baseline.STILL) as ask:
-            found = await baseline.answers(ask, release=release())
-        for mark in made.manifest.graphs:  # what is in them differs from run to run; that it can be read must not
+        copy = self._copy()
+        for (
+            mark
+        ) in self._held().manifest.graphs:  # what is in them differs from run to run; that it can be read must not
             async with self._serve(copy, mark.graph) as ask:
                 await baseline.readable(ask, mark.graph)
-        return found
+        async with self._serve(self._bare(copy), baseline.GRAPH, still=baseline.STILL) as ask:
+            return await baseline.answers(ask, release=release())
+
+    def _bare(self, copy: Path) -> Path:
+        """A database in which nothing is but what was decided for good: what is served and how features are switched,
+        not how far a rollout has come, which is another answer every day."""
+        bare = self._work / "bare.db"
+        store, empty = (SqliteStore(path, journal=False, heads=False) for path in (copy, bare))
+        try:
+            for name in (REGISTRY, FLAGS):
+                document = run_now(store.document(name))
+                if document.body:
+                    run_now(empty.put_document(name, document.body, revision=0))
+        finally:
+            run_now(store.close())
+            run_now(empty.close())
+        return bare
 
     def _performance(self) -> Found:
         found = asyncio.run(self._loaded())
@@ -440,6 +454,10 @@ class Preflight:
             with told(f"copy {checklist.SNAPSHOT}"):
                 shutil.copyfile(self._held().path, copy)
         return copy
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _first(problems: list[str] | tuple[str, ...]) -> str:
