@@ -30,7 +30,6 @@ _HEADERS: Final = frozenset(
     "content-type inbetweenies-version inbetweenies-supported-versions deprecation sunset link vary cache-control allow"
     " www-authenticate retry-after".split()
 )
-_DIFFERENCES_MAX: Final = 5  # of one probe
 
 
 class Answered(Struct, frozen=True, kw_only=True):
@@ -198,19 +197,21 @@ def _constant(value: Any, release: str) -> Any:
 def _outline(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: type(one).__name__ for key, one in sorted(value.items())}
-    return type(value).__name__ if not isinstance(value, list) else value
+    return type(value).__name__
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is answered otherwise, in words: by probe, with the place and both values. What was not asked then, or is
-    not now, is no difference."""
-    told = []
-    for name in (name for name in after if name in before):
-        lines = [f"{name}{place}: {was} before, {now} now" for place, was, now in _different(before, after, name)]
-        told += lines[:_DIFFERENCES_MAX]
-        if len(lines) > _DIFFERENCES_MAX:
-            told.append(f"{name}: and {len(lines) - _DIFFERENCES_MAX} more")
-    return tuple(told)
+    """What is answered otherwise, in words: by probe, with the place and both values; once if it is the same of many.
+    What was not asked then, or is not now, is no difference."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name in after:
+        if name in before:
+            for difference in _different(before, after, name):
+                found.setdefault(difference, []).append(name)
+    return tuple(
+        f"{names[0]}{place}: {was} before, {now} now" + (f" (and in {len(names) - 1} more)" if names[1:] else "")
+        for (place, was, now), names in found.items()
+    )
 
 
 def _different(before: Any, after: Any, key: Any, place: str = "") -> Iterator[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol
 
@@ -417,7 +418,7 @@ class Preflight:
         )
 
     def _drill(self) -> Found:
-        advice = f"`inbetweenies drill --db {self._db}`"
+        advice = f"`inbetweenies drill --db {quote(str(self._db))}`"
         try:
             drilled, data = checklist.drill_in(self._db)
         except FileNotFoundError:
