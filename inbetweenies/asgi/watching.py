@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
 
 from ..exchange import Reply
-from ..ops.integrity import DataIntegrityMonitor
 from ..ops.notify import UserNotification
 from ..ops.performance import PerformanceMonitor, Served
 from ..ops.triggers import Action, EmergencyTriggers
@@ -29,19 +28,29 @@ TELL_SECONDS: Final = 5.0  # between two looks at what people have to be told
 logger = logging.getLogger(__name__)
 
 
+class Audit(Protocol):
+    """Looks whether invariants hold, such as `DataIntegrityMonitor` and `ShadowComparison`."""
+
+    def monitor(self) -> Coroutine[Any, Any, Any]:
+        """Look until cancelled."""
+
+    def breaches(self) -> tuple[str, ...]:
+        """What is broken now, in words; the same words as long as it is the same."""
+
+
 class Watching:
     """On the event loop of an application.
 
     Args:
-        integrity: looks whether the logs are whole, in a thread of its own; what it finds takes rollouts back.
-        people: tells people of what was taken back; one without channels if not given.
+        audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
+        people: tells people of what was taken back; one without channels if not given.
     """
 
     def __init__(
         self,
         router: ProtocolFallback,
-        integrity: DataIntegrityMonitor | None,
+        audits: Sequence[Audit],
         monotonic: Callable[[], float],
         people: UserNotification | None = None,
     ) -> None:
@@ -49,13 +58,16 @@ class Watching:
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
-            breaches=tuple if integrity is None else integrity.breaches,
+            breaches=self._breaches,
             on_action=self._acted,
             clock=router.clock,
             monotonic=monotonic,
         )
         self.people = people or UserNotification(router.store, clock=router.clock)
-        self._audit = None if integrity is None else _Audit(integrity)
+        self._audits = tuple(audits)
+        self._thread = _Thread(self._audits)
+        self._under_way: frozenset[str] = frozenset()
+        self._before: frozenset[str] = frozenset()  # what was broken when these began
         self._router = router
         self._monotonic = monotonic
         self._looking: asyncio.Task[None] | None = None
@@ -76,6 +88,7 @@ class Watching:
                 operation=UNKNOWN if seen is None else "push" if seen.wrote else "pull",
                 micros=int((self._monotonic() - began) * 1_000_000),
                 failed=reply is None or reply.status >= 500,
+                away=reply is not None and reply.status == 503,
                 pushed=effect is not None and effect.pushed,
                 pulled=effect is not None and effect.pulled,
                 conflicts=effect is not None and effect.conflicts,
@@ -90,8 +103,8 @@ class Watching:
 
     def start(self) -> None:
         """The application begins to serve."""
-        if self._audit is not None:
-            self._audit.start()
+        if self._audits:
+            self._thread.start()
 
     def keep(self) -> None:
         """See to it that somebody looks, as long as a rollout decides to whom something is given, and tells people once
@@ -118,29 +131,41 @@ class Watching:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        if self._audit is not None:
-            await asyncio.to_thread(self._audit.stop)
+        await asyncio.to_thread(self._thread.stop)
+
+    def _breaches(self) -> tuple[str, ...]:
+        """What is broken since the newest rollout began: what was so before is none of its doing."""
+        found = tuple(line for audit in self._audits for line in audit.breaches())
+        under_way = frozenset(one.id for one in self._router.orders.rollouts.rollouts.values())
+        if under_way != self._under_way:
+            self._under_way, self._before = under_way, frozenset(found)
+        return tuple(line for line in found if line not in self._before)
 
 
 def _idle(task: asyncio.Task[None] | None) -> bool:
     return task is None or task.done()  # done: with the event loop that it ran on
 
 
-class _Audit:
-    """A thread that looks at logs for as long as its application serves. It reads a slice at a time, which would keep
-    an event loop from everything else."""
+class _Thread:
+    """In which audits look for as long as their application serves. They read a slice at a time, which would keep an
+    event loop from everything else."""
 
-    def __init__(self, integrity: DataIntegrityMonitor) -> None:
-        self._integrity = integrity
+    def __init__(self, audits: Sequence[Audit]) -> None:
+        self._audits = audits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._integrity.monitor())
+        self._task = self._loop.create_task(self._monitor())
         self._thread = threading.Thread(target=self._run, name="inbetweenies-audit", daemon=True)
         self._thread.start()
+
+    async def _monitor(self) -> None:
+        async with asyncio.TaskGroup() as together:
+            for audit in self._audits:
+                together.create_task(audit.monitor())
 
     def _run(self) -> None:
         assert self._loop is not None
