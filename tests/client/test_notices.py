@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -12,18 +14,23 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from blowing_off import BlowingOffClient
+from blowing_off import BlowingOffClient, cli
 from blowing_off import notices as kept
-from blowing_off.reports import Notice
+from blowing_off.reports import Notice, SyncReport
+from blowing_off.show import event_parts, sync_parts
 from blowing_off.transport import Unreachable
+from inbetweenies import cli as server
 from inbetweenies.exchange import carry_out
 from inbetweenies.model import Noticed, Proof, Reads
 from inbetweenies.ops.notify import UserNotification
 from inbetweenies.rollout.notices import DOCUMENT, exchange, label_of, proofs_in, proofs_of
 from inbetweenies.rollout.states import rollouts_in
 from inbetweenies.stores.memory import MemoryStore
+from inbetweenies.stores.sqlite import SqliteStore
 from tests.client.test_client import Home
+from tests.client.test_live import serving
 from tests.rollout.made import begun, keep, taken_back
+from tests.server.calls import GUARD_SECONDS
 from tests.support import SECOND, run
 
 V2 = "inbetweenies-v2"
@@ -326,3 +333,77 @@ async def test_a_server_without_features_is_sent_nothing_else_than_before() -> N
 async def _events(town: Town) -> list[str]:
     async with town.store.transaction(GRAPH, write=False) as tx:
         return [event.kind for event in (await tx.read(Reads(events=True))).events]
+
+
+# --- shown --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_watches_shows_it_at_once_and_acknowledges_it(tmp_path: Path) -> None:
+    db = tmp_path / "server.db"
+    with serving(db) as url:
+        async with asyncio.timeout(GUARD_SECONDS):
+            async with (
+                BlowingOffClient(tmp_path / "a.blow", url) as ann,
+                aclosing(ann.watch(look_s=0.02)) as events,
+            ):
+                await anext(events)
+                store = SqliteStore(db, journal=False, heads=False)
+                people = UserNotification(store)
+                await people.notify_maintenance(600, key="k")
+                news = await anext(events)
+                synced = await anext(events)
+                [delivered] = await people.delivered()
+                await store.close()
+
+    assert ("news", (), ["maintenance"]) == (news.kind, news.changed, [one.kind for one in news.notices])
+    assert ("synced", ()) == (synced.kind, synced.report.notices)
+    assert [1] == [one.devices for one in delivered.graphs]
+    document, said = event_parts(news)
+    assert "Scheduled Maintenance: The server will be away for about 10 minutes." in said.sentence
+    assert ["maintenance"] == [one["type"] for one in document["notices"]]
+
+
+def test_the_command_line_shows_it_once_and_status_as_long_as_it_is_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    db, ann = tmp_path / "server.db", ["--store", str(tmp_path / "ann.db")]
+
+    def said(*arguments: str) -> str:
+        assert 0 == cli.invoke([*ann, *arguments])
+        return capsys.readouterr().out
+
+    with serving(db) as url:
+        said("connect", url, "--user", "ann")
+        said("sync")
+        assert 0 == server.invoke(["notify", "maintenance", "10m", "--db", str(db)])
+        capsys.readouterr()
+        first, second = json.loads(said("sync", "--json")), json.loads(said("sync", "--json"))
+        status, document = said("status"), json.loads(said("status", "--json"))
+
+    assert (["maintenance"], []) == ([one["type"] for one in first["notices"]], second["notices"])
+    assert "notice\t" in status
+    assert "away for about 10 minutes" in status
+    assert [("maintenance", 600, None, False)] == [
+        (one["type"], one["duration"], one["proof"], one["new"]) for one in document["notices"]
+    ]
+
+
+def test_what_was_told_and_not_shown_is_new() -> None:
+    notice = Notice(id="1", kind="other", title="Notice", message="m\x1b[31m", severity="info", at=0, new=True)
+    report = SyncReport(
+        served=V2,
+        pushed=0,
+        pulled=0,
+        conflicts=(),
+        refused=(),
+        pending=0,
+        healed=False,
+        messages=1,
+        digest=None,
+        equal=None,
+        notices=(notice,),
+    )
+    document, said = sync_parts(report)
+
+    assert [True] == [one["new"] for one in document["notices"]]
+    assert said.sentence.endswith("Notice: m\x1b[31m")
