@@ -52,6 +52,7 @@ EDGES_PATH: Final = "/api/v1/graph/relationships"
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
 RESYNCS_MAX: Final = 3  # of one sync: a server is set back once, maybe twice while it is asked; not by every question
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
+NOTINGS_MAX: Final = 2  # messages of one sync that only acknowledge: what is told, and a proof that comes meanwhile
 CHUNK: Final = 100  # marks read at a time
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
@@ -131,7 +132,7 @@ class Sync(Reconciliation):
         self.healed = self.forked = False
         self.complete = True
         self.edges_read = False
-        self.noted: set[str] = set()  # of notices: what was acknowledged in this sync
+        self.notings = 0  # messages that were needed only to acknowledge notices
         self.answer: Answer | None = None
 
     async def run(self, url: str | None) -> SyncReport:
@@ -218,7 +219,6 @@ class Sync(Reconciliation):
             self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent, wanted=bool(ask.want))
         notices.acknowledged(self.store, ask.notices)
-        self.noted.update(ask.notices)
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
@@ -233,8 +233,13 @@ class Sync(Reconciliation):
             # A server that says "more" and tells nothing would be asked for ever.
             self.complete = moved
             return moved
-        # Who is told something says so at once, and once: the next sync may be tomorrow.
-        return await self._drained() or not self.noted.issuperset(notices.owed(self.store))
+        if await self._drained():
+            return True
+        # Who is told something says so at once: the next sync may be tomorrow. A server that goes on telling can wait.
+        if not notices.owed(self.store):
+            return False
+        self.notings += 1
+        return self.notings <= NOTINGS_MAX
 
     async def _relocated(self, state: State) -> bool:
         """The server's log is not the one that was known: find out what is left of it, then go on."""
@@ -321,7 +326,7 @@ class Sync(Reconciliation):
 
     async def _ask_notices(self) -> None:
         """PROTOCOL 13.2: of a server that is known to have some, where the version that is spoken cannot say them."""
-        for _ in range(2):  # what is told is acknowledged at once
+        for _ in range(NOTINGS_MAX):  # what is told is acknowledged at once
             acks = notices.owed(self.store)
             if not notices.there(self.store):
                 return
