@@ -233,9 +233,11 @@ class Sync(Reconciliation):
             # A server that says "more" and tells nothing would be asked for ever.
             self.complete = moved
             return moved
-        if await self._drained():
-            return True
-        # Who is told something says so at once: the next sync may be tomorrow. A server that goes on telling can wait.
+        return await self._drained() or self._acknowledges()
+
+    def _acknowledges(self) -> bool:
+        """Whether a message is needed only to acknowledge notices. Who is told something says so at once: the next sync
+        may be tomorrow. A server that goes on telling can wait."""
         if not notices.owed(self.store):
             return False
         self.notings += 1
