@@ -231,7 +231,9 @@ def test_a_proof_that_does_not_fit_what_is_here_says_nothing(field: str, value: 
                     notice["proof"][field] = value
 
             town.change = forge
-            return (await client.sync()).notices
+            told = (await client.sync()).notices
+            assert () == (await client.sync()).notices  # nor is it shown again
+            return told
 
     assert [False] == safe(*run(story()))
 
