@@ -266,7 +266,6 @@ async def test_a_database_that_was_set_back_takes_the_proof_with_it() -> None:
     async with town.client() as client, town.client(device="other") as other:
         await client.add("device", "lamp")
         await client.sync()
-        backup = town.store.copy() if hasattr(town.store, "copy") else None
         await client.add("device", "fan")
         await client.sync()
         await town.take_back()
@@ -283,7 +282,6 @@ async def test_a_database_that_was_set_back_takes_the_proof_with_it() -> None:
         late = other.told()
         now = await other.status()
 
-    assert backup is None or backup
     assert (True, [False]) == (report.rewound, safe(*report.notices))
     assert not any(safe(*late, *now.notices))
 
@@ -329,7 +327,6 @@ async def test_a_server_without_features_is_sent_nothing_else_than_before() -> N
     assert 1 == len(second["notices"])
     held = await _events(town)
     assert ["noticed"] == held
-    assert json.dumps(first)
 
 
 async def _events(town: Town) -> list[str]:
