@@ -364,6 +364,7 @@ class Drill:
             self.findings.replicas = await self.crew.compare(self.site.store)
             if all(one.equal for one in self.findings.replicas):
                 break
+        self.findings.nagged = self.nagged()
         acked = list(self.ledger.acked)
         self.findings.acked = len(acked)
         known = set(map(id, self.findings.lost))
