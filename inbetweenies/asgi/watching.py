@@ -15,8 +15,10 @@ from typing import Final
 from ..exchange import Reply
 from ..ops.integrity import DataIntegrityMonitor
 from ..ops.performance import PerformanceMonitor, Served
+from ..ops.policies import standard
 from ..ops.triggers import EmergencyTriggers
 from ..rollout.health import exposition
+from ..rollout.policy import Policy
 from ..router import ProtocolFallback
 
 #: What a refusal is counted as of which nobody knows what it would have become.
@@ -29,15 +31,22 @@ class Watching:
     Args:
         integrity: looks whether the logs are whole, in a thread of its own; what it finds takes rollouts back.
         monotonic: seconds.
+        policy: asked for what decides about rollouts.
     """
 
     def __init__(
-        self, router: ProtocolFallback, integrity: DataIntegrityMonitor | None, monotonic: Callable[[], float]
+        self,
+        router: ProtocolFallback,
+        integrity: DataIntegrityMonitor | None,
+        monotonic: Callable[[], float],
+        *,
+        policy: Callable[[], Policy] = standard,
     ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
+            policy=policy,
             breaches=tuple if integrity is None else integrity.breaches,
             clock=router.clock,
             monotonic=monotonic,

@@ -1,8 +1,9 @@
 """`EmergencyTriggers`: takes a rollout back without anybody being asked (PROTOCOL 12.8).
 
 Read `look`, which is done every few seconds by each process that serves one store: what this process has seen is put
-beside what the others have, and what follows is carried out by whoever comes first. All that is decided is decided by the policy
-(`rollout.policy`), and kept with all that it was decided on (`rollout.verdicts`). A backup is never restored here: that loses what was written since, and is a person's to do.
+beside what the others have, and what follows is carried out by whoever comes first. All that is decided is decided by
+the policy (`rollout.policy`), and kept with all that it was decided on (`rollout.verdicts`). A backup is never restored
+here: that loses what was written since, and is a person's to do.
 """
 
 from __future__ import annotations
@@ -63,8 +64,9 @@ class Action(Struct, frozen=True, kw_only=True):
         rollout: the id of the rollout.
         what: the event that happened to it; ``switch``, its subject was disabled; ``not_switched``, it could not be, as
             nothing else would be served; ``repair``, something is still being broken, which only restarting the
-            servers, who then replay their journals, or a person mends; ``fix_forward``, it does harm, and what was there
-            before is below the security floor: it is held, and a person goes on to what is safe, or takes it back.
+            servers, who then replay their journals, or a person mends; ``fix_forward``, it does harm, and what was
+            there before is below the security floor: it is held, and a person goes on to what is safe, or takes it
+            back.
         why: in words.
         at: microseconds since 1970.
     """
@@ -93,6 +95,7 @@ class EmergencyTriggers:
         wait: waits for so many seconds.
 
     Attributes:
+        last: what the last look of this process at each rollout came to, by its id.
         last_look: when a look was last finished, in seconds of `monotonic`; at first, when this was made.
     """
 
@@ -128,6 +131,7 @@ class EmergencyTriggers:
         self._untold: tuple[str, ...] = ()  # breaches that were found while the store was away
         self._unrecorded: tuple[tuple[Line, ...], Policy] | None = None
         self._blind = 0  # looks in a row at which something could not be told, or not be kept
+        self.last: dict[str, Judged] = {}
         self.last_look = monotonic()
 
     # --- looked
@@ -252,6 +256,7 @@ class EmergencyTriggers:
             if signals is not None:
                 self._monitor.give_back(rollout, signals)
             raise
+        self.last[rollout.id] = judged[-1]
         before, watch = known.of(rollout), judged[-1].watch
         if kept and before.rung != watch.rung == "repair":
             done.append(Action(rollout=rollout.id, what="repair", why=_why(watch, "repair"), at=now))

@@ -1,8 +1,8 @@
 """Which decision follows from what is known of a rollout: a table, total and without overlap (PROTOCOL 12.11).
 
-What is known comes to one of finitely many `Facts`. Each of them meets exactly one `Row` of a `Policy`, which is checked
-by trying them all; a policy that leaves one out, or decides one twice, is refused with an example. Two things no policy
-may say: that harm which is certain is only watched, and that a rollout is taken back to what is below the floor.
+What is known comes to one of finitely many `Facts`. Each of them meets exactly one `Row` of a `Policy`, which is
+checked by trying them all; a policy that leaves one out, or decides one twice, is refused with an example. Two things
+no policy may say: that a broken invariant is only watched, and that a rollout is taken back to what is below the floor.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
                 check_name(name, "a subject that is advised, or a min_safe_version,")
         except LocalProtocolError as error:
             raise PolicyRefused(str(error)) from error
-        if not all(text.strip() and text.isprintable() and len(text) <= TEXT_CHARS_MAX for text in self.advised.values()):
+        if not all(
+            text.strip() and text.isprintable() and len(text) <= TEXT_CHARS_MAX for text in self.advised.values()
+        ):
             raise PolicyRefused(f"expected in advised 1 to {TEXT_CHARS_MAX} printable characters each; got others")
         _check_all(self.row)
 
@@ -188,14 +190,14 @@ def _check_all(rows: tuple[Row, ...]) -> None:
             _check_safe(facts, met[0])
     if gaps:
         raise PolicyRefused(
-            f"expected a row for everything that can be known; got none for {len(gaps)}, such as {told(gaps[0])}: add a "
-            "row for it, or widen one"
+            f"expected a row for everything that can be known; got none for {len(gaps)}, such as {told(gaps[0])}: add "
+            "a row for it, or widen one"
         )
     if overlaps:
         facts, met = overlaps[0]
         raise PolicyRefused(
-            f"expected one row for each thing that can be known; got several for {len(overlaps)}, such as {told(facts)}, "
-            f"which {' and '.join(one.name for one in met)} decide: narrow one of them"
+            f"expected one row for each thing that can be known; got several for {len(overlaps)}, such as "
+            f"{told(facts)}, which {' and '.join(one.name for one in met)} decide: narrow one of them"
         )
 
 

@@ -2,8 +2,9 @@
 
 `decide` is called every few seconds with what was seen since the last time, and asks the policy what follows from it
 (`policy`). It climbs a ladder and never comes down: freeze, route back, switch off, repair. The last rung, restoring a
-backup, is for people; nothing here leads to it. What follows from where it stands is told by `due`, from what is kept alone, so that a process that died between deciding and
-doing leaves nothing undone, and one that does it twice does it once.
+backup, is for people; nothing here leads to it. What follows from where it stands is told by `due`, from what is kept
+alone, so that a process that died between deciding and doing leaves nothing undone, and one that does it twice does it
+once.
 """
 
 from __future__ import annotations
