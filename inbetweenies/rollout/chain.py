@@ -46,7 +46,7 @@ def broken(lines: Sequence[Line]) -> str | None:
             return f"{one.n}: expected the hash of what it says; got another: it was changed after it was written"
     for one, after in pairwise(lines):
         if (one.n + 1, one.hash) != (after.n, after.before):
-            return f"{after.n}: expected it to follow {one.n}; it does not: what was between, or before, was changed"
+            return f"{after.n}: expected it to follow {one.n}; it does not: what was between was changed, or is gone"
     if lines and lines[0].n == 1 and lines[0].before != NOTHING:
         return "1: expected nothing before the first one; got something"
     return None

@@ -200,7 +200,7 @@ def _at_odds(lines: tuple[Line, ...], recent: tuple[Line, ...]) -> str | None:
     changed = next((one.n for one in lines if known.get(one.n, one.hash) != one.hash), None)
     if changed is not None:
         return f"{changed}: expected the one that is kept beside the watch; got another"
-    if lines and recent and lines[-1].n > recent[-1].n:
+    if lines and (not recent or lines[-1].n > recent[-1].n):
         return f"{lines[-1].n}: expected it beside the watch; it is not there"
     return None
 
