@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from hashlib import blake2b
 from itertools import product
 from typing import Final, Literal, TypeAlias, get_args, get_type_hints
@@ -121,7 +122,7 @@ def _values(told: str | tuple[str, ...]) -> tuple[str, ...]:
     return (told,) if isinstance(told, str) else told
 
 
-class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
     """PROTOCOL 12.11: the decision matrix, and the security floor.
 
     Attributes:
@@ -152,14 +153,19 @@ class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
             raise PolicyRefused(f"expected in advised 1 to {TEXT_CHARS_MAX} printable characters each; got others")
         _check_all(self.row)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names what this policy says, and what no other one does."""
         return blake2b(written(self), digest_size=16).hexdigest()
 
     def decides(self, facts: Facts) -> Row:
         """The one row that these facts meet."""
-        return next(one for one in self.row if one.meets(facts))
+        return self._met[facts]
+
+    @cached_property
+    def _met(self) -> Mapping[Facts, Row]:
+        # Asked at each look, and hundreds of thousands of times by whoever simulates rollouts.
+        return {facts: next(one for one in self.row if one.meets(facts)) for facts in all_facts()}
 
     def below_floor(self, subject: str, others: Iterable[str], installed: Iterable[str]) -> str:
         """What is wrong with what is served instead of the wire version `subject`; empty if nothing is.

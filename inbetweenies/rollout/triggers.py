@@ -300,8 +300,6 @@ def _worrying(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> 
 
 
 def _climbed(watch: Watch, rungs: tuple[Rung, ...], why: tuple[str, ...], now: int) -> Watch:
-    if not rungs:
-        return watch
     log = tuple(Climb(rung=rung, at=now, why="; ".join(why)) for rung in rungs)
     return replace(watch, rung=rungs[-1], log=(*watch.log, *log)[-LOG_MAX:])
 

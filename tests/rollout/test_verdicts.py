@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from inbetweenies.errors import LocalProtocolError, StoreCorrupt
 from inbetweenies.model import Document
 from inbetweenies.ops.policies import standard
-from inbetweenies.rollout import chain, triggers, verdicts
+from inbetweenies.rollout import chain, kept, triggers, verdicts
 from inbetweenies.rollout.chain import Line, broken, following
 from inbetweenies.rollout.policy import Policy
 from inbetweenies.rollout.sequential import Arm, Bets
@@ -207,7 +207,8 @@ def test_what_is_added_twice_is_there_once_and_what_never_came_is_found_beside_t
 
 
 def test_the_record_is_bounded_and_forgets_policies_that_decided_nothing_any_more() -> None:
-    line, lines = None, list[Line]()
+    line: Line | None = None
+    lines = list[Line]()
     for _ in range(LINES_MAX + 5):
         line = following(line, standard().digest)
         lines.append(line)
@@ -219,9 +220,9 @@ def test_the_record_is_bounded_and_forgets_policies_that_decided_nothing_any_mor
     long = following(line, "x" * (LINES_CHARS_MAX - 10) + other.digest)
     assert (0, {}) == (len(record.added((long,), other).lines), record.added((long,), other).policies)
     fits = following(line, "x" * (LINES_CHARS_MAX - 100) + other.digest)
-    kept = record.added((fits,), other)
-    assert ({other.digest, standard().digest} & kept.policies.keys(), fits) == ({other.digest}, kept.lines[-1])
-    assert 1 < len(kept.lines) < 5
+    found = record.added((fits,), other)
+    assert ({other.digest}, fits) == (set(found.policies), found.lines[-1])
+    assert 1 < len(found.lines) < 5
 
 
 # --- changed ------------------------------------------------------------------------------------------------------
@@ -262,10 +263,11 @@ def check_changes() -> None:
     assert refused(lines, ())
     assert refused((replace(chained(lines[0], before="x"), n=1),), ())
     # Whoever writes all hashes anew is found out by what is beside the watch.
-    line, anew = None, list[Line]()
+    last: Line | None = None
+    anew = list[Line]()
     for one in lines:
-        line = following(line, one.body.replace('"fence":4', '"fence":5', 1))
-        anew.append(line)
+        last = following(last, one.body.replace('"fence":4', '"fence":5', 1))
+        anew.append(last)
     assert broken(anew) is None
     assert refused(tuple(anew), recent)
 
@@ -316,12 +318,11 @@ def reads_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def unordered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets are written in the order in which they come."""
     flip = [False]
-    real = verdicts.written
 
     def written(value: Any) -> bytes:
         flip[0] = not flip[0]
         order: Any = None if flip[0] else "sorted"
-        return msgspec.json.encode(value, order=order) if isinstance(value, verdicts.Outcome) else real(value)
+        return msgspec.json.encode(value, order=order) if isinstance(value, verdicts.Outcome) else kept.written(value)
 
     monkeypatch.setattr(verdicts, "written", written)
 
