@@ -622,7 +622,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        """PROTOCOL 12.13: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())
