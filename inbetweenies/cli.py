@@ -23,6 +23,7 @@ import click
 from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_migrate import migrate, rollback
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -90,6 +91,8 @@ commands.add_command(log)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(migrate)
+commands.add_command(rollback)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What the rows of a deployed server's database become in the graph (PROTOCOL 13.1 to 13.4), pure.
 
 Read `homes` to `users` for the HomeKit tables, `entity` and `relationship` for the tables of versioned rows, `turns`
-for which of several versions of a thing stands. A row is a mapping from column to what SQLite holds there; whatever that
-is, it becomes a `Move` or a `Spot` that says why not, and never an exception. Nothing here reads a file.
+for which of several versions of a thing stands. A row is a mapping from column to what SQLite holds; whatever that is,
+it becomes a `Move` or a `Spot` that says why not, and never an exception. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ _FLAGS: Final = re.compile(r"is_|remote_access|supports_")
 
 
 def _content(row: _Row, *, nested: bool = False) -> dict[str, Any]:
-    """What a record says beside its name and links, as v1 writes it (PROTOCOL 8.7): flags as flags, nulls not at all."""
+    """What a record says beside its name and links, as v1 writes it (PROTOCOL 8.7): nulls not at all."""
     content: dict[str, Any] = {}
     for column, value in row.row.items():
         if value is None or (column in _NOT_CONTENT and not (nested and column == "name")):
@@ -349,6 +349,8 @@ def accessory(
         for each in rows:
             one = _Row(table, each)
             try:
+                if (table, each.get("id")) in inside:
+                    raise Unfit(_spot(table, each, "duplicate_id", _TAKEN))  # noqa: TRY301 - told as any other
                 size = _put(one, tree)
             except Unfit as unfit:
                 spots.append(unfit.spot)
@@ -356,21 +358,21 @@ def accessory(
                 inside[table, each["id"]] = (size, one.time("updated_at", "created_at"))
                 row.spots += one.spots
     over = sum(size for size, _ in inside.values()) + len(canonical_or_empty(content)) + 4096 - bytes_max
-    for (table, id_), (size, _) in sorted(inside.items(), key=lambda item: -item[1][0]):
-        if over <= 0:
-            break
-        if (table, id_) not in inside:
-            continue
-        for gone, what in _take(tree, table, id_, inside):
+    for name in sorted(inside, key=lambda name: -inside[name][0]):
+        for gone in _take(tree, name) if over > 0 and name in inside else ():
             over -= inside.pop(gone)[0]
-            spots.append(Spot(table=gone[0], key=clip(gone[1]), code="too_large", detail=what))
+            detail = "expected its accessory to fit into one row; with this it does not"
+            spots.append(Spot(table=gone[0], key=clip(gone[1]), code="too_large", detail=detail))
     if tree:
         content["services"] = tree
     made = _fit(lambda: _record(row, "device", content, [at for _, at in inside.values()]))
     if isinstance(made, Move):
-        return replace(made, inside=tuple((table, id_) for table, id_ in inside)), *spots
+        return replace(made, inside=tuple(inside)), *spots
     lost = f"expected its accessory to be there; that was refused: {made.code}"
     return made, *spots, *(Spot(table=table, key=clip(id_), code="dangling", detail=lost) for table, id_ in inside)
+
+
+_TAKEN: Final = "expected an id of its own; got one that is taken"
 
 
 def canonical_or_empty(value: Any) -> bytes:
@@ -393,23 +395,18 @@ def _put(row: _Row, tree: dict[str, Any]) -> int:
         if service is None:
             raise Unfit(_spot(row.table, row.row, "dangling", "expected its service to be there; that was refused"))
         place = service.setdefault("characteristics", {})
-    if id_ in place:
-        raise Unfit(_spot(row.table, row.row, "duplicate_id", "expected an id of its own; got one that is taken"))
     place[id_] = content
     return size
 
 
-def _take(
-    tree: dict[str, Any], table: str, id_: str, inside: Mapping[tuple[str, str], object]
-) -> list[tuple[tuple[str, str], str]]:
-    """Take a service or a characteristic out of the tree, with what is in it; what that were, and why."""
-    large = "expected its accessory to fit into one row; it does not with this"
+def _take(tree: dict[str, Any], name: tuple[str, str]) -> list[tuple[str, str]]:
+    """Take a service or a characteristic out of the tree; what is gone then, itself and what was in it."""
+    table, id_ = name
     if table == "services":
-        below = tree.pop(id_).get("characteristics", {})
-        return [((table, id_), large), *((("characteristics", key), large) for key in below)]
+        return [name, *(("characteristics", key) for key in tree.pop(id_).get("characteristics", {}))]
     for service in tree.values():
         service.get("characteristics", {}).pop(id_, None)
-    return [((table, id_), large)]
+    return [name]
 
 
 def link(graph: str, move: Move, field: str, target: Entity | None, told: object) -> Move | None:
@@ -419,13 +416,12 @@ def link(graph: str, move: Move, field: str, target: Entity | None, told: object
     None if the row says nothing.
     """
     own = move.entities[0]
-    common = {"key": move.key, "at": move.at}
     if told is None:
         return None
     if target is None:
         detail = f"expected what {field} names to be there; it is not, and the link was left out"
         spot = Spot(table=move.table, key=move.key, code="dangling", detail=detail)
-        return Move(table="", spots=(spot,), **common)
+        return Move(table="", key=move.key, at=move.at, spots=(spot,))
     properties = Raw(b'{"role":"bridge"}') if field == "bridge_id" else EMPTY
     edge = Relationship(
         id=uuid5(graph, f"{own.id}{field}"),
@@ -438,7 +434,7 @@ def link(graph: str, move: Move, field: str, target: Entity | None, told: object
         properties=properties,
         user_id=NOBODY,
     )
-    return Move(table="", edges=(edge,), **common)
+    return Move(table="", key=move.key, at=move.at, edges=(edge,))
 
 
 def in_room(graph: str, columns: Columns, device: Entity | None, place: Entity | None) -> Made:
@@ -607,31 +603,45 @@ def blob(columns: Columns) -> Made:
         if data is not None and not isinstance(data, bytes):
             raise Unfit(_spot("blobs", columns, "not_text", f"expected bytes in data; got {type(data).__name__}"))
         content: dict[str, Any] = {}
-        for name in ("blob_type", "mime_type", "size", "checksum", "sync_status", "server_url", "last_sync_at", "summary"):
+        for name in (
+            "blob_type",
+            "mime_type",
+            "size",
+            "checksum",
+            "sync_status",
+            "server_url",
+            "last_sync_at",
+            "summary",
+        ):
             value = columns.get(name)
             if value is not None:
                 content[name] = _plain(value) if isinstance(value, bytes) else value
         metadata = row.json("blob_metadata", object, None)
         if metadata is not None:
             content["blob_metadata"] = metadata
-        pieces = [data[start : start + BLOB_BYTES] for start in range(0, len(data or b""), BLOB_BYTES)] if data else []
-        common = {"source_type": "imported", "user_id": row.text("user_id")}
+        pieces = [data[start : start + BLOB_BYTES] for start in range(0, len(data), BLOB_BYTES)] if data else []
+
+        def part(id_: str, type_: str, name: str, content: dict[str, Any]) -> Entity:
+            return Entity(
+                id=id_,
+                version=record_version(at, [name, content]),
+                entity_type=type_,
+                name=name,
+                content=row.raw(content),
+                source_type="imported",
+                user_id=author,
+            )
+
+        author = row.text("user_id")
         parts = []
         for number, piece in enumerate(pieces[1:], 1):
             inner = {"blob": id_, "part": number, "data": b64encode(piece).decode()}
-            part = f"{uuid5(id_, f'part {number}')}"
-            version = record_version(at, inner)
-            parts.append(
-                Entity(id=part, version=version, entity_type="blob_part", name="", content=row.raw(inner), **common)
-            )
+            parts.append(part(uuid5(id_, f"part {number}"), "blob_part", "", inner))
         if data is not None:
             content["data"] = b64encode(pieces[0] if pieces else b"").decode()
         if parts:
-            content["parts"] = [part.id for part in parts]
-        name = row.text("name")
-        raw = row.raw(content)
-        version = record_version(at, [name, content])
-        first = Entity(id=id_, version=version, entity_type="blob", name=name, content=raw, **common)
+            content["parts"] = [each.id for each in parts]
+        first = part(id_, "blob", row.text("name"), content)
         return Move(
             table="blobs",
             key=key_of(columns),
@@ -657,4 +667,3 @@ def _fit(make: Any) -> Made:
         return made
     except Unfit as unfit:
         return unfit.spot
-

@@ -33,7 +33,6 @@ from .model import (
     Outcome,
     Plan,
     Reads,
-    Relationship,
     Row,
     Span,
     SyncRequest,
@@ -117,7 +116,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
 
     @property
     def unexplained(self) -> dict[str, int]:
-        """Of each table, how many of its rows have no fate, or less than none if some have two; nothing if all is well."""
+        """Of each table, how many of its rows have no fate, less than none if some have two. Empty if all is well."""
         left = {table: total - sum(self.fates.get(table, {}).values()) for table, total in self.totals.items()}
         left |= {table: -sum(fates.values()) for table, fates in self.fates.items() if table not in self.totals}
         return {table: number for table, number in left.items() if number}
@@ -282,9 +281,7 @@ def grown(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[tupl
     return [*ranges, (first, last)]
 
 
-def _groups(
-    moves: Sequence[Move], *, now: int, tell_all: bool, whole: bool
-) -> Iterator[tuple[int, list[Move]]]:
+def _groups(moves: Sequence[Move], *, now: int, tell_all: bool, whole: bool) -> Iterator[tuple[int, list[Move]]]:
     """Moves that are taken at one time, and that time: when the server had all of them."""
     group: list[Move] = []
     size, at = 0, 0
@@ -423,10 +420,11 @@ def _bring_back(move: Move, account: _Account, at: int, limits: Limits, policy: 
         if within(account.ledger.undone, row.seq):
             parents = (*one.parent_versions, one.version, row.version)
             entities.append(replace(one, version=f"{one.version}{name}", parent_versions=parents))
-    edges: list[Relationship] = []
-    for edge in move.edges:
-        if within(account.ledger.undone, known.edges[edge.id].seq):
-            edges.append(replace(edge, version=f"{edge.version}{name}"))
+    edges = [
+        replace(edge, version=f"{edge.version}{name}")
+        for edge in move.edges
+        if within(account.ledger.undone, known.edges[edge.id].seq)
+    ]
     again = replace(move, entities=tuple(entities), edges=tuple(edges), born=None, aside=False)
     [(outcomes, _)] = yield from _serve(account, [again], known, at, limits, policy)
     return bool(outcomes)
@@ -587,5 +585,3 @@ def _instead(current: Row, row: Row, ledger: Ledger, now: int) -> Change:
 def _gone(json: Raw) -> Raw:
     content = msgspec.json.decode(json)
     return json if is_deleted(content) else Raw(canonical({**content, "deleted": True}, trusted=True))
-
-

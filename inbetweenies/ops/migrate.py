@@ -48,7 +48,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 class Report(Struct, frozen=True, kw_only=True):
     """What an import came to: its `ledger`, how many rows this very run `moved`, merged or refused, and by table how
-    many rows are `unexplained`: have no fate, or are said to be in the graph and are not. Empty if every row adds up."""
+    many rows are `unexplained`: have no fate, or are said to be in the graph and are not. Empty if all adds up."""
 
     ledger: Ledger
     graph: str
@@ -167,14 +167,9 @@ async def undo(
 async def _found(store: Store, graph: str, file: Path, limits: Limits) -> str:
     """The digest of the import that is meant."""
     known = [entry for entry in entries_in(await store.document(DOCUMENT)) if entry.graph == graph]
-    if file.is_file():
-        try:
-            with opened(file, graph=graph, limits=limits) as source:
-                digest = source.digest
-        except StoreError:
-            digest = ""
-        if any(entry.source == digest for entry in known):
-            return digest
+    digest = _digest(file, graph, limits)
+    if any(entry.source == digest for entry in known):
+        return digest
     named = [entry for entry in known if entry.name == file.name or entry.source.startswith(str(file))]
     if len(named) == 1:
         return named[0].source
@@ -182,6 +177,14 @@ async def _found(store: Store, graph: str, file: Path, limits: Limits) -> str:
     raise LocalProtocolError(
         f"expected one import of {file} into {graph}; there are: {told}. Name one by the beginning of its digest"
     )
+
+
+def _digest(file: Path, graph: str, limits: Limits) -> str:
+    try:
+        with opened(file, graph=graph, limits=limits) as source:
+            return source.digest
+    except StoreError:  # it is gone, or another file by now: then it is looked for by its name
+        return ""
 
 
 # --- which there are ----------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def _connected(copy: Path) -> sqlite3.Connection:
     for setting in ("trusted_schema = OFF", "journal_mode = OFF", "synchronous = OFF", "cell_size_check = ON"):
         connection.execute(f"PRAGMA {setting}")
     connection.row_factory = _as_dict
-    connection.text_factory = _text  # type: ignore[assignment] # any function does
+    connection.text_factory = _text
     return connection
 
 
@@ -133,7 +133,7 @@ class Source:
                 names = (word.strip("()") for word in columns.split())
                 self._run(f"CREATE TABLE {table} ({', '.join(names)}, created_at, updated_at)")
         self._lacking()
-        self.totals = {table: self._one(f"SELECT count(*) AS n FROM {table}") for table in self._columns}  # noqa: S608
+        self.totals = {table: self._count(table) for table in self._columns}
         self.digest = self._digest()
         self._stages = [(table, order, read) for table, order, read in _STAGES[self.schema]]
         self._sizes = [self._arranged(number, *stage[:2]) for number, stage in enumerate(self._stages)]
@@ -190,11 +190,14 @@ class Source:
         """Put the rows of a stage in order; how many there are."""
         self._run(f"CREATE TABLE stage_{number} (n INTEGER PRIMARY KEY, of)")
         self._run(f"INSERT INTO stage_{number} (of) SELECT t.rowid FROM {table} t {order}")  # noqa: S608 - ours
-        return self._one(f"SELECT count(*) AS n FROM stage_{number}")  # noqa: S608
+        return self._count(f"stage_{number}")
 
     def _run(self, statement: str, *values: Any) -> _Rows:
         rows: _Rows = self._connection.execute(statement, values)
         return rows
+
+    def _count(self, table: str) -> int:
+        return int(self._one(f"SELECT count(*) FROM {table}"))  # noqa: S608 - one of ours
 
     def _one(self, statement: str, *values: Any) -> Any:
         row = next(iter(self._run(statement, *values)), None)
@@ -210,8 +213,8 @@ class Source:
         if stage < len(self._stages):
             table, _, read = self._stages[stage]
             found = self._run(
-                f"SELECT t.*, t.rowid AS migrate_row, s.n AS migrate_n FROM stage_{stage} s JOIN {table} t ON t.rowid = s.of"  # noqa: S608
-                " WHERE s.n > ? ORDER BY s.n LIMIT ?",
+                f"SELECT t.*, t.rowid AS migrate_row, s.n AS migrate_n FROM stage_{stage} s"  # noqa: S608 - ours
+                f" JOIN {table} t ON t.rowid = s.of WHERE s.n > ? ORDER BY s.n LIMIT ?",
                 done,
                 rows,
             )
@@ -226,9 +229,7 @@ class Source:
         while stage < len(self._stages) and done >= self._sizes[stage]:
             stage, done = stage + 1, 0
         whole = stage == len(self._stages)
-        return Batch(
-            made=tuple(made), stage=begun[0], done=begun[1], next_stage=stage, next_done=done, whole=whole
-        )
+        return Batch(made=tuple(made), stage=begun[0], done=begun[1], next_stage=stage, next_done=done, whole=whole)
 
     def passed(self, stage: int, done: int) -> int:
         """How many steps are done at this place."""
@@ -340,7 +341,7 @@ class Source:
         return (self._first("blobs", row, ("entities",)) or deployed.blob(_own(row)),)
 
     def read_entity(self, row: dict[str, Any]) -> tuple[Made, ...]:
-        """The row that is taken at this step: those of one id take the places that they have together, parents first."""
+        """The row that is taken at this step: those of one id share the places that they have, parents first."""
         id_ = row.get("id")
         alone = deployed.Turn(0, False, True)
         if not isinstance(id_, str) or not isinstance(row.get("version"), str):
@@ -363,9 +364,7 @@ class Source:
             )
         ]
         history = [row for row in history if isinstance(row["version"], str)]
-        order = deployed.turns(
-            [(row["version"], deployed.parents_of(row), deployed.is_latest(row)) for row in history]
-        )
+        order = deployed.turns([(row["version"], deployed.parents_of(row), deployed.is_latest(row)) for row in history])
         self._known_turns = (id_, [row["migrate_row"] for row in history], order)
         return self._known_turns[1:]
 
@@ -376,7 +375,7 @@ class Source:
         for name in ("from", "to"):
             id_, version = row.get(f"{name}_entity_id"), row.get(f"{name}_entity_version")
             found = self._end(id_, version) if isinstance(id_, str) else None
-            if found is not None:
+            if isinstance(id_, str) and found is not None:
                 ends[id_] = found
         return (deployed.relationship(_own(row), ends),)
 
@@ -434,7 +433,7 @@ _STAGES: Final[dict[str, tuple[tuple[str, str, _Read], ...]]] = {
         ),
         (
             "characteristics",
-            f"WHERE NOT EXISTS (SELECT 1 FROM accessories a WHERE a.id = {_OWN.replace('c.', 't.')}) ORDER BY t.rowid",
+            f"WHERE NOT EXISTS (SELECT 1 FROM accessories a WHERE a.id = {_OWN.replace('c.', 't.')}) ORDER BY t.rowid",  # noqa: S608 - ours
             Source.read_lost_characteristic,
         ),
         ("homes", _OLDEST, Source.read_home),

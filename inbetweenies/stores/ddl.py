@@ -66,9 +66,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
                 yield connection
             finally:
                 connection.set_authorizer(None)
-            if not connection.in_transaction:
-                raise LocalProtocolError("expected the transaction to be open until its block ends; something ended it")
-            _check_references(connection)
+            _check_whole(connection)
             connection.execute("COMMIT")
         except BaseException as error:
             # SQLite may have rolled back by itself; and an error here must not hide the one that brought us here.
@@ -93,7 +91,7 @@ def _inside(action: int, one: str | None, other: str | None, *_: str | None) -> 
 def _check(connection: Any) -> None:
     if not isinstance(connection, sqlite3.Connection):
         raise LocalProtocolError(
-            f"expected a connection of Python's sqlite3; got {type(connection).__name__}: hand over the connection that "
+            f"expected a connection of Python's sqlite3; got {type(connection).__name__}: hand over the one that "
             "is under it"
         )
     if getattr(connection, "autocommit", None) is False:
@@ -126,7 +124,9 @@ def _probe(connection: sqlite3.Connection) -> None:
         )
 
 
-def _check_references(connection: sqlite3.Connection) -> None:
+def _check_whole(connection: sqlite3.Connection) -> None:
+    if not connection.in_transaction:
+        raise LocalProtocolError("expected the transaction to be open until its block ends; something ended it")
     broken = connection.execute("PRAGMA foreign_key_check").fetchmany(_TOLD_MAX)
     if broken:
         told = "; ".join(f"row {row} of {table} refers to {parent}" for table, row, parent, _ in broken)

@@ -107,9 +107,9 @@ ALTER TABLE devices ADD COLUMN pushed TEXT NOT NULL DEFAULT '';
 {_EVENTS}
 """  # noqa: S608 - only our own table is put in
 
-#: What makes the next schema of each one that a file may have. A step only adds: a release that goes back finds all that
-#: it knew, and nothing that only a newer wire version says is dropped (PROTOCOL 13.9). What is not needed any more may go
-#: once a rollout is finalized, in a step of its own. Indexes say nothing, so they may be made anew.
+#: What makes the next schema of each one that a file may have. A step only adds: nothing that only a newer wire version
+#: says is dropped (PROTOCOL 13.9). What is not needed any more goes in a step of its own, once a rollout
+#: is finalized. Indexes say nothing, so they may be made anew.
 UPGRADES: Final = {1: _DOCUMENTS, 2: _REWINDS, 3: f"DROP INDEX log_type;{_INDEXES}"}
 
 
