@@ -50,6 +50,7 @@ FATES: Final[tuple[Fate, ...]] = ("moved", "merged", "present", "refused")
 
 State: TypeAlias = Literal["importing", "imported", "undoing", "undone"]
 SPOTS_MAX: Final = 1_000  # that are kept word for word; all are counted
+_SPAN_US: Final = 1_000_000  # between the rows that are taken at one time, that of the last
 _BYTES_AT_ONCE: Final = 4 * 2**20  # that the engine handles in one go; a sixteenth of what it may
 
 _FATE: Final[dict[Outcome, Fate]] = {
@@ -224,6 +225,7 @@ class _Account:
         self.links = ledger.links
         self.ranges = list(ledger.ranges)
         self.end, self.chain = ledger.end, ledger.chain
+        self.gone: set[str] = set()  # the keys of what was refused in this batch
 
     def row(self, table: str, fate: Fate) -> None:
         self.fates.setdefault(table, Counter())[fate] += 1
@@ -284,20 +286,20 @@ def grown(ranges: Sequence[tuple[int, int]], first: int, last: int) -> list[tupl
 def _groups(moves: Sequence[Move], *, now: int, tell_all: bool, whole: bool) -> Iterator[tuple[int, list[Move]]]:
     """Moves that are taken at one time, and that time: when the server had all of them."""
     group: list[Move] = []
-    size, at = 0, 0
+    size = began = at = 0
     for index, move in enumerate(moves):
         last = whole and index == len(moves) - 1
-        if last and group and not tell_all:
+        taken = now if tell_all or last or move.at is None else min(move.at, now)
+        full = size >= _BYTES_AT_ONCE or (group and any(edit_time(one.version) is None for one in group[-1].entities))
+        # A row without a time of its own has that at which it is taken.
+        if group and (full or taken > began + _SPAN_US):
             yield at, group
             group, size, at = [], 0, 0
+        if not group:
+            began = taken
         group.append(move)
         size += sum(len(bytes(one.content)) for one in move.entities)
-        taken = now if tell_all or last or move.at is None else min(move.at, now)
         at = max(at, taken)
-        # A row without a time of its own has that at which it is taken.
-        if size >= _BYTES_AT_ONCE or any(edit_time(one.version) is None for one in move.entities):
-            yield at, group
-            group, size, at = [], 0, 0
     if group:
         yield at, group
 
@@ -344,8 +346,10 @@ def _taken(move: Move, known: Held) -> str | None:
 def _refuse(move: Move, code: str, detail: str, account: _Account) -> None:
     spot = Spot(table=move.table, key=move.key, code=code, detail=detail)
     if not move.table:
-        account.note(spot)  # a link of a row that is here itself
+        if move.key not in account.gone:
+            account.note(spot)  # a link of a row that is here itself
         return
+    account.gone.add(move.key)
     account.refuse(spot)
     for table, key in move.inside:
         account.refuse(Spot(table=table, key=key, code=code, detail=f"it is inside of what was refused: {detail}"))

@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -33,6 +33,7 @@ BATCH_ROWS: Final = 1_000
 BATCH_BYTES: Final = 16 * 2**20  # that a batch holds in memory, but for one row more
 
 _HEADER: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100
 _Rows: TypeAlias = Iterator[dict[str, Any]]
 _Read: TypeAlias = Callable[["Source", dict[str, Any]], tuple[Made, ...]]
 
@@ -50,15 +51,33 @@ def opened(file: Path, *, graph: str, limits: Limits) -> Iterator[Source]:
         if not file.is_file():
             raise StoreError(f"expected the database of a deployed server at {file}; got no file")
         with file.open("rb") as first:
-            if first.read(len(_HEADER)) != _HEADER:
-                raise StoreError(f"expected a database of SQLite at {file}; got another file")
-    with told("make a copy in the folder for temporary files"), tempfile.TemporaryDirectory(prefix="migrate-") as name:
-        copy = Path(name) / "source.db"
-        with border(f"read {file}"):
-            _copy(file, copy)
-        with border(f"read the copy of {file}"), closing(_connected(copy)) as connection:
-            _inspect(connection, file)
-            yield Source(connection, file.name, graph, limits)
+            header = first.read(_HEADER_BYTES)
+        if not header.startswith(_HEADER):
+            raise StoreError(f"expected a database of SQLite at {file}; got another file")
+        expected = _size(header)
+        if file.stat().st_size < expected:
+            got = file.stat().st_size
+            raise StoreCorrupt(f"expected {expected} bytes in {file}; got {got}: it is truncated. Nothing was imported")
+    with ExitStack() as held:
+        # What goes wrong inside of the block is not ours to tell.
+        with told("make a copy in the folder for temporary files"):
+            copy = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="migrate-"))) / "source.db"
+            with border(f"read {file}"):
+                _copy(file, copy)
+            with border(f"read the copy of {file}"):
+                connection = held.enter_context(closing(_connected(copy)))
+                _inspect(connection, file)
+                source = Source(connection, file.name, graph, limits)
+        yield source
+
+
+def _size(header: bytes) -> int:
+    """How large a database says that it is; less, where it does not (SQLite's file format, "the database header")."""
+    if len(header) < _HEADER_BYTES:
+        return _HEADER_BYTES
+    page = int.from_bytes(header[16:18], "big")
+    in_use = header[24:28] == header[92:96] and header[18] == 1  # with a write-ahead log pages may still be in that
+    return int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page) if in_use else _HEADER_BYTES
 
 
 def _copy(file: Path, copy: Path) -> None:
@@ -207,7 +226,12 @@ class Source:
 
     def batch(self, stage: int, done: int, rows: int) -> Batch:
         """What comes next after `done` steps of a `stage`: at most so many rows, or one step."""
+        with border(f"read the copy of {self.name}"):
+            return self._batch(stage, done, rows)
+
+    def _batch(self, stage: int, done: int, rows: int) -> Batch:
         begun = stage, done
+        stage, done = self._next(stage, done)
         made: list[Made] = []
         taken = size = 0
         if stage < len(self._stages):
@@ -226,10 +250,15 @@ class Source:
                 size += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
                 if taken >= rows or size >= BATCH_BYTES:
                     break
-        while stage < len(self._stages) and done >= self._sizes[stage]:
-            stage, done = stage + 1, 0
+        stage, done = self._next(stage, done)
         whole = stage == len(self._stages)
         return Batch(made=tuple(made), stage=begun[0], done=begun[1], next_stage=stage, next_done=done, whole=whole)
+
+    def _next(self, stage: int, done: int) -> tuple[int, int]:
+        """The same place, in the stage in which there is something to do."""
+        while stage < len(self._stages) and done >= self._sizes[stage]:
+            stage, done = stage + 1, 0
+        return stage, done
 
     def passed(self, stage: int, done: int) -> int:
         """How many steps are done at this place."""
