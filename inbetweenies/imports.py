@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 from . import engine
 from .deployed import NOBODY, Move, Spot
 from .errors import LocalProtocolError
-from .limits import Limits, canonical
+from .limits import LIMITS, Limits, canonical
 from .merge import Policy
 from .model import (
     Ack,
@@ -39,7 +40,6 @@ from .model import (
     SyncResponse,
     Writes,
     edit_time,
-    is_deleted,
     make_version,
 )
 
@@ -49,7 +49,9 @@ Fate: TypeAlias = Literal["moved", "merged", "present", "refused"]
 FATES: Final[tuple[Fate, ...]] = ("moved", "merged", "present", "refused")
 
 State: TypeAlias = Literal["importing", "imported", "undoing", "undone"]
+VERSION_BYTES_MAX: Final = LIMITS.version_bytes_max
 SPOTS_MAX: Final = 1_000  # that are kept word for word; all are counted
+_TOMBSTONE_BYTES: Final = 4096  # by which a tombstone is larger at most: its word, a version and a parent
 _SPAN_US: Final = 1_000_000  # between the rows that are taken at one time, that of the last
 _BYTES_AT_ONCE: Final = 4 * 2**20  # that the engine handles in one go; a sixteenth of what it may
 
@@ -422,16 +424,24 @@ def _bring_back(move: Move, account: _Account, at: int, limits: Limits, policy: 
     for one in move.entities:
         row = known.entities[one.id]
         if within(account.ledger.undone, row.seq):
-            parents = (*one.parent_versions, one.version, row.version)
-            entities.append(replace(one, version=f"{one.version}{name}", parent_versions=parents))
+            parents = (one.version, row.version)
+            entities.append(replace(one, version=_again(one.version, name), parent_versions=parents))
     edges = [
-        replace(edge, version=f"{edge.version}{name}")
+        replace(edge, version=_again(edge.version, name))
         for edge in move.edges
         if within(account.ledger.undone, known.edges[edge.id].seq)
     ]
     again = replace(move, entities=tuple(entities), edges=tuple(edges), born=None, aside=False)
     [(outcomes, _)] = yield from _serve(account, [again], known, at, limits, policy)
     return bool(outcomes)
+
+
+def _again(version: str, name: str) -> str:
+    """The version of a row that says again what an older one said."""
+    joined = f"{version}{name}"
+    if len(joined.encode()) <= VERSION_BYTES_MAX:
+        return joined
+    return f"h-{blake2b(version.encode(), digest_size=12).hexdigest()}{name}"
 
 
 def within(ranges: Iterable[tuple[int, int]], seq: int) -> bool:
@@ -520,7 +530,7 @@ def take_out(source: str, rows: int, *, now: int, limits: Limits, policy: Policy
         out[what] += 1
         if row is not None:
             current = next(one for one in history if one.current)
-            changes.append(_instead(current, row, ledger, now))
+            changes.append(_instead(current, row, ledger, now, limits))
     undone, end, chain = list(ledger.undone), ledger.end, ledger.chain
     if changes:
         request = SyncRequest(device=device_of(source), user=NOBODY, changes=tuple(changes), pull=False)
@@ -571,21 +581,23 @@ def _undoing(
     return ("gone", None) if current.deleted else ("out", current)
 
 
-def _instead(current: Row, row: Row, ledger: Ledger, now: int) -> Change:
+def _instead(current: Row, row: Row, ledger: Ledger, now: int, limits: Limits) -> Change:
     """The change that puts `row` in the place of the current one; a tombstone, if that is the current one itself."""
     deletes = row is current
     name = f"#undo{ledger.times}"
     if current.kind == "entity":
         one = row.entity()
-        version = make_version(now, 0, NOBODY) if deletes else f"{one.version}{name}"
-        content = _gone(one.content) if deletes else one.content
+        version = make_version(now, 0, NOBODY) if deletes else _again(one.version, name)
+        content = _gone(one.content, len(row.body), limits) if deletes else one.content
         parents = (current.version,) if deletes else (row.version, current.version)
         return Change(entity=replace(one, version=version, parent_versions=parents, content=content))
     edge = row.relationship()
-    properties = _gone(edge.properties) if deletes else edge.properties
-    return Change(relationships=(replace(edge, version=f"{edge.version}{name}", properties=properties),))
+    properties = _gone(edge.properties, len(row.body), limits) if deletes else edge.properties
+    return Change(relationships=(replace(edge, version=_again(edge.version, name), properties=properties),))
 
 
-def _gone(json: Raw) -> Raw:
-    content = msgspec.json.decode(json)
-    return json if is_deleted(content) else Raw(canonical({**content, "deleted": True}, trusted=True))
+def _gone(json: Raw, size: int, limits: Limits) -> Raw:
+    """What a tombstone says: the same and that it is deleted, or that alone where the row would get too large."""
+    if size + _TOMBSTONE_BYTES > limits.entity_bytes_max:
+        return Raw(b'{"deleted":true}')
+    return Raw(canonical({**msgspec.json.decode(json), "deleted": True}, trusted=True))

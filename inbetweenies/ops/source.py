@@ -280,9 +280,7 @@ class Source:
             return Spot(table=table, key=deployed.key_of(row), code="duplicate_id", detail=detail)
         return None
 
-    def _records(self, table: str, id_: Any) -> dict[str, Any] | None:
-        if not isinstance(id_, str):
-            return None
+    def _records(self, table: str, id_: str) -> dict[str, Any] | None:
         return next(iter(self._run(f"SELECT * FROM {table} WHERE id = ? ORDER BY rowid LIMIT 1", id_)), None)  # noqa: S608
 
     def _home(self, id_: str) -> Entity | None:
@@ -397,7 +395,7 @@ class Source:
         self._known_turns = (id_, [row["migrate_row"] for row in history], order)
         return self._known_turns[1:]
 
-    _known_turns: tuple[str, list[int], tuple[deployed.Turn, ...]] = ("", [], ())
+    _known_turns: tuple[str | None, list[int], tuple[deployed.Turn, ...]] = (None, [], ())
 
     def read_relationship(self, row: dict[str, Any]) -> tuple[Made, ...]:
         ends: dict[str, str] = {}
