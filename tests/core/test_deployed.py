@@ -256,9 +256,8 @@ def test_types_are_folded_and_unknown_sources_kept() -> None:
         device.parent_versions,
     )
     assert "spaceship" == moved(deployed.entity(row("entities", entity_type="Spaceship"), ONLY)).entities[0].entity_type
-    assert (True, False) == (lambda one: (one.aside, one.last))(
-        moved(deployed.entity(row("entities"), Turn(0, True, False)))
-    )
+    old = moved(deployed.entity(row("entities"), Turn(0, True, False)))
+    assert (True, False) == (old.aside, old.last)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from inbetweenies import LocalProtocolError, MemoryStore, exchange, imports
 from inbetweenies.deployed import Move, Spot
-from inbetweenies.imports import Batch, Ledger, SPOTS_MAX
+from inbetweenies.imports import SPOTS_MAX, Batch, Ledger
 from inbetweenies.limits import Limits
 from inbetweenies.merge import Policy
 from inbetweenies.model import Change, Entity, Plan, Reads, SyncRequest
@@ -34,7 +34,7 @@ def taken(store: MemoryStore, *made: Move | Spot, limits: Limits | None = None, 
 
 def out(store: MemoryStore, **options: Any) -> Ledger:
     done(store, lambda: imports.begin_undo("s", now=NOW))
-    ledger = None
+    ledger: Ledger | None = None
     while ledger is None or ledger.state != "undone":
         ledger = done(
             store,
@@ -119,7 +119,7 @@ def test_where_the_log_was_set_back_nothing_is_undone(store: MemoryStore) -> Non
     done(store, lambda: iter_of(imports.kept(replace(ledger, chain="00" * 16))))
 
     done(store, lambda: imports.begin_undo("s", now=NOW))
-    with pytest.raises(LocalProtocolError, match="it was set back|was set back"):
+    with pytest.raises(LocalProtocolError, match="was set back"):
         out(store)
     assert not current(store, "e").deleted
     # And what was undone before is not known for that any more.

@@ -196,8 +196,11 @@ def many(path: Path) -> Path:
             (
                 "entity_relationships",
                 {
-                    **{"id": f"x{number}", "from_entity_id": f"e{number}", "from_entity_version": version},
-                    **{"to_entity_id": "e0", "to_entity_version": rows[0][1]["version"]},
+                    "id": f"x{number}",
+                    "from_entity_id": f"e{number}",
+                    "from_entity_version": version,
+                    "to_entity_id": "e0",
+                    "to_entity_version": rows[0][1]["version"],
                 },
             )
         )

@@ -1,5 +1,7 @@
 """`migration_transaction`: changes of tables that happen whole or not at all."""
 
+# ruff: noqa: PT012, SIM117 - what is raised at the end of a block is what is tested
+
 from __future__ import annotations
 
 import asyncio

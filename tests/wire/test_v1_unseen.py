@@ -10,7 +10,7 @@ from hypothesis import given
 from inbetweenies import exchange
 from inbetweenies.model import Change, SyncRequest
 from inbetweenies.wire import Unseen
-from inbetweenies.wire.v1 import WIRE, unseen
+from inbetweenies.wire.v1 import WIRE, lens, unseen
 from tests.support import Server, at, edge, entity, run
 from tests.wire.v1_support import graphs, whole
 
@@ -70,9 +70,9 @@ def test_nothing_of_any_graph_is_without_explanation(server: Server) -> None:
     assert () == found(server).unexplained
 
 
-@pytest.mark.parametrize("drop", [name for name in ("Home", "Accessory", "User", "Service", "Characteristic")])
+@pytest.mark.parametrize("drop", ["Home", "Accessory", "User", "Service", "Characteristic"])
 def test_a_record_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch, drop: str) -> None:
-    plain = unseen.view
+    plain = lens.view
 
     def without(graph: Any) -> Any:
         records, losses = plain(graph)
@@ -91,7 +91,7 @@ def test_a_record_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch, drop
 
 
 def test_a_loss_that_is_not_declared_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = unseen.view
+    plain = lens.view
     for loss in plain(whole(server()))[1]:
 
         def without(graph: Any, pointer: str = loss.pointer) -> Any:
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_declared_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_another_value_than_that_of_the_graph_is_found(
     monkeypatch: pytest.MonkeyPatch, field: str, pointer: str
 ) -> None:
-    plain = unseen.view
+    plain = lens.view
 
     def other(graph: Any) -> Any:
         records, losses = plain(graph)

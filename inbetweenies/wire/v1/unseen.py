@@ -7,7 +7,7 @@ them and is not declared has no explanation, and that is a bug.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,8 @@ from .graph import graph_of, is_bridge
 from .lens import view
 
 _ROWS: Final = 5_000  # read at a time
+#: Records by type, what they are inside of, and id. Services of several devices may have one id.
+_Shown: TypeAlias = dict[tuple[str, str, str], list[Record]]
 #: Under which key of `services/*/characteristics/*` v1 has records of their own; the ids are of no interest.
 _DEEP: Final = {0: "services", 2: "characteristics"}
 
@@ -34,7 +36,10 @@ def unseen() -> Plan[Unseen]:
     records, losses = view(graph)
     types = {("entities" if row.kind == "entity" else "relationships", row.id): row.entity_type for row in rows}
     declared = {loss.pointer: loss.reason for loss in losses}
-    shown = {(type(record).__name__, record.id): record for record in records}
+    shown: _Shown = {}
+    for record in records:
+        of = getattr(record, "accessory_id", getattr(record, "service_id", ""))
+        shown.setdefault((type(record).__name__, of, record.id), []).append(record)
     told = []
     for pointer, reason in declared.items():
         kind, id_, *field = _keys(pointer)
@@ -54,7 +59,7 @@ def _field(kind: str, keys: list[str]) -> str:
     return "/".join(keys)
 
 
-def _unexplained(row: Row, records: dict[tuple[str, str], Record], declared: dict[str, Any]) -> Iterator[str]:
+def _unexplained(row: Row, records: _Shown, declared: dict[str, Any]) -> Iterator[str]:
     at = ("entities" if row.kind == "entity" else "relationships", row.id)
     if _declared(at, declared):
         return
@@ -62,14 +67,14 @@ def _unexplained(row: Row, records: dict[tuple[str, str], Record], declared: dic
     if row.kind == "edge":
         yield from _of_edge(row, body, at, records, declared)
         return
-    record = next((records[name, row.id] for name in _ENTITIES if (name, row.id) in records), None)
-    if record is None:
+    found = _entity_records(row.id, records)
+    if not found:
         yield _pointer(at)
         return
     for key, value in body.items():
         if key == "content":
-            yield from _in_content(value, record, (*at, "content"), records, declared, 0)
-        elif key not in ("id", "entity_type") and not _says(record, key, value) and not _declared((*at, key), declared):
+            yield from _in_content(value, found, (*at, "content"), records, declared, 0)
+        elif key not in ("id", "entity_type") and not _say(found, key, value) and not _declared((*at, key), declared):
             yield _pointer((*at, key))
 
 
@@ -77,7 +82,7 @@ def _of_edge(
     row: Row,
     body: dict[str, Any],
     at: tuple[str, ...],
-    records: dict[tuple[str, str], Record],
+    records: _Shown,
     declared: dict[str, Any],
 ) -> Iterator[str]:
     if not _decides(row, records):
@@ -94,19 +99,20 @@ _NESTED: Final = ("Service", "Characteristic")
 
 def _in_content(
     content: dict[str, Any],
-    record: Record,
+    found: list[Record],
     at: tuple[str, ...],
-    records: dict[tuple[str, str], Record],
+    records: _Shown,
     declared: dict[str, Any],
     depth: int,
 ) -> Iterator[str]:
+    name = type(found[0]).__name__
     for key, value in content.items():
         here = (*at, key)
-        if _declared(here, declared) or _says(record, key, value) or (key, value, type(record).__name__) == _KIND:
+        if _declared(here, declared) or _say(found, key, value) or (key, value, name) == _KIND:
             continue
-        if _DEEP.get(depth) == key and isinstance(value, dict) and (depth or type(record).__name__ == "Accessory"):
+        if _DEEP.get(depth) == key and isinstance(value, dict) and (depth or name == "Accessory"):
             for id_, inner in value.items():
-                below = records.get((_NESTED[depth // 2], id_))
+                below = records.get((_NESTED[depth // 2], found[0].id, id_))
                 if _declared((*here, id_), declared):
                     continue
                 if below is None or not isinstance(inner, dict):
@@ -120,6 +126,14 @@ def _in_content(
 _KIND: Final = ("kind", "user", "User")
 
 
+def _entity_records(id_: str, records: _Shown) -> list[Record]:
+    return [record for name in _ENTITIES for record in records.get((name, "", id_), ())]
+
+
+def _say(found: list[Record], key: str, value: Any) -> bool:
+    return any(_says(record, key, value) for record in found)
+
+
 def _says(record: Record, key: str, value: Any) -> bool:
     """Whether a record shows this very value."""
     if key not in record.__struct_fields__ or key in ("created_at", "updated_at", "sync_id"):
@@ -128,14 +142,12 @@ def _says(record: Record, key: str, value: Any) -> bool:
     return bool(shown == value) and (type(shown) is type(value) or (type(shown) is float and type(value) is int))
 
 
-def _decides(edge: Row, records: dict[tuple[str, str], Record]) -> bool:
+def _decides(edge: Row, records: _Shown) -> bool:
     """Whether a record names what an edge leads to."""
-    for name in _ENTITIES:
-        record = records.get((name, edge.from_id))
-        if record is not None:
-            links = (getattr(record, "home_id", None), getattr(record, "bridge_id", None))
-            return edge.to_id in links
-    return False
+    return any(
+        edge.to_id in (getattr(record, "home_id", None), getattr(record, "bridge_id", None))
+        for record in _entity_records(edge.from_id, records)
+    )
 
 
 def _declared(keys: tuple[str, ...], declared: dict[str, Any]) -> bool:
