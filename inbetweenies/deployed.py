@@ -280,9 +280,9 @@ def _content(row: _Row, *, nested: bool = False) -> dict[str, Any]:
     return content
 
 
-def record_version(at: int | None, value: object) -> str:
+def record_version(at: int | None, name: str, content: Raw) -> str:
     """PROTOCOL 13.3: the row version of a record: its time, and six digits that tell apart what it says."""
-    digits = int.from_bytes(blake2b(canonical(value), digest_size=8).digest(), "big") % 1_000_000
+    digits = int.from_bytes(blake2b(name.encode() + b"\0" + bytes(content), digest_size=8).digest(), "big") % 1_000_000
     return f"v-{digits:06d}-{NOBODY}" if at is None else make_version(at, digits, NOBODY)
 
 
@@ -297,7 +297,7 @@ def _record(row: _Row, entity_type: str, content: dict[str, Any], newest: Iterab
     raw = row.raw(content)
     made = Entity(
         id=id_,
-        version=record_version(at, [name, content]),
+        version=record_version(at, name, raw),
         entity_type=entity_type,
         name=name,
         content=raw,
@@ -622,12 +622,13 @@ def blob(columns: Columns) -> Made:
         pieces = [data[start : start + BLOB_BYTES] for start in range(0, len(data), BLOB_BYTES)] if data else []
 
         def part(id_: str, type_: str, name: str, content: dict[str, Any]) -> Entity:
+            raw = row.raw(content)
             return Entity(
                 id=id_,
-                version=record_version(at, [name, content]),
+                version=record_version(at, name, raw),
                 entity_type=type_,
                 name=name,
-                content=row.raw(content),
+                content=raw,
                 source_type="imported",
                 user_id=author,
             )

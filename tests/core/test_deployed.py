@@ -357,7 +357,10 @@ def test_a_blob_may_have_no_data(data: Any, said: str | None) -> None:
     assert said == content(blob).get("data")
 
 
-@pytest.mark.parametrize(("fields", "code"), [({"id": None}, "null_key"), ({"data": 7}, "not_text")])
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"id": None}, "null_key"), ({"data": 7}, "not_text"), ({"size": float("inf")}, "not_storable")],
+)
 def test_a_blob_that_cannot_be_is_told(fields: dict[str, Any], code: str) -> None:
     spot = deployed.blob(row("blobs", **fields))
 

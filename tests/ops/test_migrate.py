@@ -20,6 +20,7 @@ from inbetweenies.imports import Ledger
 from inbetweenies.limits import Limits
 from inbetweenies.model import Change, Reads, Row, Span, SyncRequest, format_time, make_version, parse_time
 from inbetweenies.ops import losses, source
+from inbetweenies.ops.integrity import DataIntegrityMonitor
 from inbetweenies.ops.migrate import DOCUMENT, Report, entries_in, migrate, undo
 from inbetweenies.ops.source import opened
 from inbetweenies.store import Store
@@ -51,10 +52,17 @@ class Site:
     def migrate(self, file: Path, **options: Any) -> Report:
         report: Report = drained(migrate(self.store, file, clock=self.clock, **options))
         assert {} == report.unexplained
+        self.check()
         return report
+
+    def check(self) -> None:
+        """The log is whole (PROTOCOL 12.9)."""
+        for whole in run(DataIntegrityMonitor(self.store).reports()).values():
+            assert () == whole.violations
 
     def undo(self, file: Path, **options: Any) -> tuple[Ledger, dict[str, int]]:
         found: tuple[Ledger, dict[str, int]] = drained(undo(self.store, file, clock=self.clock, **options))
+        self.check()
         return found
 
     def push(self, *things: Any, features: frozenset[str] = frozenset()) -> Any:
@@ -243,7 +251,7 @@ def test_rows_that_cannot_be_are_refused_each_with_a_reason_and_the_rest_is_done
         .replace(", PRIMARY KEY (id)", "")
         .replace(", PRIMARY KEY (accessory_id, room_id)", "")
     )
-    bad = [
+    bad: list[tuple[str, dict[str, Any]]] = [
         ("homes", {"id": None}),
         ("homes", {"name": "again"}),
         ("rooms", {"id": "h"}),
