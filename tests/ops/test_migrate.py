@@ -313,6 +313,14 @@ def test_an_accessory_that_is_refused_takes_what_is_inside_with_it(site: Site) -
     assert len(HOME + INSIDE) == report.ran["refused"]
 
 
+def test_an_accessory_of_an_id_that_cannot_be_takes_what_is_inside_with_it(site: Site) -> None:
+    rows = [("accessories", {"id": "\x01"}), ("services", {"accessory_id": "\x01"}), ("characteristics", {})]
+    report = site.migrate(site.file(HOMEKIT, *rows))
+
+    assert [(table, "illegal_name") for table, _ in rows] == codes(report)
+    assert (0, 3) == (report.ran["moved"], report.ran["refused"])
+
+
 def test_rows_of_other_kinds_are_refused_or_kept_as_far_as_they_can_be(site: Site) -> None:
     loose = GRAPH.replace("NOT NULL", "").replace(", PRIMARY KEY (id, version)", "").replace(", PRIMARY KEY (id)", "")
     version = PLAIN["entities"]["version"]
