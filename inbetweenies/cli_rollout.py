@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .cli_versions import actor_option, db_option, json_option, opened, reason_option
+from . import census
+from .census import Entry, entries_in
+from .cli_versions import DAY_US, actor_option, db_option, json_option, opened, reason_option
 from .errors import LocalProtocolError, StoreCorrupt, StoreError
 from .negotiation import NAME
 from .show_rollout import UNITS, drawn, print_done, told, utc
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .ops.rollouts import RolloutControl, Standing
     from .rollout.canary import Bar
 
+SEEN_DAYS: Final = 30  # as `census` counts, unless it is told otherwise
 LOOK_SECONDS: Final = 1  # between two looks of `status --watch`
 
 # --- options ------------------------------------------------------------------------------------------------------
@@ -121,6 +124,13 @@ def rollout() -> None:
 )
 @_allow
 @_deny
+@click.option(
+    "--preflight",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the preflight; without, the one beside the database.",
+)
 @actor_option
 @reason_option
 @json_option
@@ -130,16 +140,21 @@ def start(
     steps: tuple[int, ...] | None,
     allow: tuple[str, ...],
     deny: tuple[str, ...],
+    folder: Path | None,
     actor: str,
     reason: str,
     as_json: bool,
 ) -> None:
     """Start rolling SUBJECT out, and take it to `shadow`, where it is given to nobody yet.
 
-    Before anything is changed the database is checked and room on its disk looked for. What did not get there, for
-    that or because it was killed, goes on with the same command.
+    Refuses without a preflight of the last hour that has passed and fits the database (`inbetweenies preflight`). What
+    did not get to `shadow`, for that or because it was killed, goes on with the same command.
     """
+    from .ops.checklist import against, folder_of
     from .ops.preflight import preflight
+
+    def objections() -> tuple[str, ...]:
+        return (*preflight(db), *against(folder_of(db) if folder is None else folder, db, now=_now()))
 
     with _control(db) as control:
         done = control.start(
@@ -147,11 +162,30 @@ def start(
             steps=steps,
             allow=allow,
             deny=deny,
-            preflight=lambda: preflight(db),
+            preflight=objections,
             actor=actor,
             reason=reason,
         )
     print_done(db, done, as_json)
+    if done.before is None or not done.before.governs:
+        _remark(db, subject)
+
+
+def _remark(db: Path, subject: str) -> None:
+    """Who has it today, and is not given it until the rollout reaches them; on standard error."""
+    from .stores.keeper import run_now
+
+    entries: tuple[Entry, ...] = ()
+    with suppress(StoreError), opened(db) as store:  # it is started already, whatever can be counted
+        entries = entries_in(run_now(store.document(census.DOCUMENT)))
+    since = _now() - SEEN_DAYS * DAY_US
+    kinds = {(one.version, one.release) for one in entries if subject == one.served and one.last >= since}
+    if kinds:
+        click.echo(
+            f"kinds of clients that were served {subject} in the last {SEEN_DAYS} days: {len(kinds)} (see "
+            "`inbetweenies census`); they are offered other versions until the rollout reaches their graphs",
+            err=True,
+        )
 
 
 @rollout.command()

@@ -106,7 +106,8 @@ def opened(db: Path) -> Iterator[Store]:
         asyncio.run(store.close())
 
 
-def _in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+def in_store(db: Path, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
+    """The result of `work` over the database, which a server may have open meanwhile."""
     with opened(db) as store:
         return asyncio.run(work(store))
 
@@ -117,7 +118,7 @@ def _found(db: Path) -> Found:
     async def read(store: Store) -> tuple[Document, Document]:
         return await store.document(DOCUMENT), await store.document(census.DOCUMENT)
 
-    decided, counted = _in_store(db, read)
+    decided, counted = in_store(db, read)
     return Found(
         installed=tuple(load()),
         decided=decisions_in(decided),
@@ -307,7 +308,7 @@ def _keep(db: Path, found: Found, version: str, change: Callable[[Decision], Dec
         found.registry(after)  # raises if nothing would be served
         return document_of(after)
 
-    _in_store(db, lambda store: amend(store, DOCUMENT, changed))
+    in_store(db, lambda store: amend(store, DOCUMENT, changed))
 
 
 # --- census -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ digest of every row are decided here, inside the store's transaction, so that al
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
@@ -197,6 +198,16 @@ def beside(version: str, hash_: bytes) -> str:
     return f"{version}#{hash_[:4].hex()}"
 
 
+def stands_in(version: str, line: set[str], rows: Mapping[str, Row]) -> bool:
+    """Whether a row is one of a line. One that stands again is the row that it was (PROTOCOL 4.14), however often."""
+    while version not in line:
+        before, mark, _ = version.rpartition("#")
+        if not mark or before not in rows or version != beside(before, rows[before].hash):
+            return False
+        version = before
+    return True
+
+
 # --- the decision -------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +254,7 @@ class _Work:
         head = held.head
         self.seq, self.chain, self.stamp, self.digest = head.seq, head.chain, head.stamp, head.digest
         # No two commits within one millisecond: a client that cuts times to milliseconds cannot tell them apart.
-        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.seq else TIME_MIN
+        self.earliest = (head.stamp // MILLISECOND + 1) * MILLISECOND if head.stamp else TIME_MIN
         self.current: dict[tuple[Kind, str], Row] = {("entity", id_): row for id_, row in held.entities.items()}
         self.current.update({("edge", id_): row for id_, row in held.edges.items()})
         self.versions = dict(held.versions)
@@ -319,9 +330,7 @@ class _Work:
         rows, parents = self.lineage(entity.id)
         again = replace(entity, version=beside(entity.version, hash_))
         before = merge.ancestors(entity.parent_versions, parents)
-        # One that stands again itself is the row that it was.
-        before |= {beside(version, rows[version].hash) for version in before & rows.keys()}
-        if again.version not in rows and (current is None or current.version in before):
+        if again.version not in rows and (current is None or stands_in(current.version, before, rows)):
             body = body_of(again)
             self.add_entity(again, body, row_hash("entity", body), current=True)
 
@@ -351,7 +360,7 @@ class _Work:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
             return
-        if current.version in over_entity or self.follows_unseen(current, entity, over_entity, rows):
+        if stands_in(current.version, over_entity, rows) or self.follows_unseen(current, entity, over_entity, rows):
             self.add_entity(entity, body, hash_, current=True)
             self.ack("entity", entity.id, entity.version, "fast_forward")
             return

@@ -282,7 +282,10 @@ def attempted(state: State, ask: Ask) -> State:
     if ask.pushes is None:
         return state
     tried = (*state.pushed, ask.pushes.now)
-    return replace(state, pushed=(*tried[:1], *tried[1:][1 - PUSHES_MAX :]))
+    if len(tried) > PUSHES_MAX:
+        # Any of those that are not kept may be the one that was heard last.
+        tried = (rewind.ANY, *tried[1 - PUSHES_MAX :])
+    return replace(state, pushed=tried)
 
 
 def incarnated(state: State, incarnation: str) -> State:
@@ -617,7 +620,7 @@ def regain(state: State, found: Found, known: Iterable[Known]) -> Regained:
     """PROTOCOL 10.9: what becomes of this replica, which has `known` from the server since the common place."""
     seqs = {entry: (seq, current) for seq, (entry, current) in enumerate(found.entries, found.after + 1)}
     held: list[Known] = []
-    current: list[Known] = []
+    current: dict[Key, Known] = {}
     lost: list[Known] = []
     digest = state.digest
     for row in known:
@@ -628,10 +631,11 @@ def regain(state: State, found: Found, known: Iterable[Known]) -> Regained:
                 digest = digest_change(digest, gone=row.hash)
             continue
         held.append(row)
-        if at[1]:
-            current.append(row)
+        # Of what was listed in several pages one row of an id may have taken the place of another between two of them.
+        if at[1] and (row.key not in current or seqs[rewind.short(current[row.key].hash)] < at):
+            current[row.key] = row
     gone = {row.key for row in lost if row.theirs == row.hash}
-    for row in current:
+    for row in current.values():
         digest = digest_change(digest, gone=None if row.key in gone else row.theirs, come=row.hash)
     cursor = None if found.common is None else str(found.common)
     return Regained(
@@ -649,7 +653,7 @@ def regain(state: State, found: Found, known: Iterable[Known]) -> Regained:
             pushed=(rewind.ANY, *state.pushed[-1:]),
         ),
         held=tuple(held),
-        current=tuple(current),
+        current=tuple(current.values()),
         lost=tuple(lost),
         skip=_ranges(seqs[rewind.short(row.hash)][0] for row in held),
     )

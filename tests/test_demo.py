@@ -381,7 +381,7 @@ def _runs(pid: int) -> bool:
 def test_what_nohup_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with demo._stoppable():
+        with demo.stoppable():
             assert signal.SIG_IGN is signal.getsignal(signal.SIGHUP)
             assert signal.SIG_DFL is not signal.getsignal(signal.SIGTERM)
     finally:

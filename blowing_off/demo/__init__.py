@@ -40,7 +40,7 @@ def main(files: list[Path], as_json: bool) -> int:
     screen = Screen(as_json=as_json)
     started = time.monotonic()
     try:
-        with _stoppable(), TemporaryDirectory(prefix="inbetweenies-demo-", ignore_cleanup_errors=True) as folder:
+        with stoppable(), TemporaryDirectory(prefix="inbetweenies-demo-", ignore_cleanup_errors=True) as folder:
             imports = [read_file(file) for file in files]
             with Server(Path(folder)) as server:
                 outcome = asyncio.run(run(server, imports, teller(as_json)))
@@ -56,7 +56,7 @@ def main(files: list[Path], as_json: bool) -> int:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """Being told to end, or losing the terminal, is taken like Ctrl-C: it unwinds through every ``finally``."""
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a signal handler is called with

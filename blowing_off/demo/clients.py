@@ -211,7 +211,10 @@ class RecordClient:
             ]
         for applied in result["applied"]:
             if applied["status"] == "applied":
-                self.waiting.pop(labels.get(applied["client_sync_id"], ("", "")), None)
+                self._acknowledged(labels.get(applied["client_sync_id"], ("", "")))
+
+    def _acknowledged(self, key: tuple[str, str]) -> None:
+        self.waiting.pop(key, None)
 
     async def _say(self, step: str, **message: Any) -> Record:
         message["client_id"] = self.name

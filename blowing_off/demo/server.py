@@ -1,4 +1,4 @@
-"""The server of the demo: a process of its own, on a port of its own, with a file of its own."""
+"""A server for demonstrations: a process of its own, on a port of its own, over a file that is nobody else's."""
 
 from __future__ import annotations
 
@@ -18,27 +18,52 @@ from .basics import GRAPH, START_SECONDS, STOP_SECONDS, DemoError
 
 
 class Server:
-    """``inbetweenies serve`` as a process of its own, on a port that was free, over a database in `folder`."""
+    """``inbetweenies serve`` as a process of its own, on a port that was free, over a database in `folder`.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        db: the database; ``home.db`` in `folder` if not given.
+        module: what is run as ``serve`` is: a module and its own arguments.
+        name: of the process, for its log.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        db: Path | None = None,
+        module: tuple[str, ...] = ("inbetweenies.cli",),
+        name: str = "server",
+    ) -> None:
         self.folder = folder
-        self.db = folder / "home.db"
+        self.db = folder / "home.db" if db is None else db
         self.url = ""
         self.process: subprocess.Popen[str] | None = None
+        self._module = module
+        self._log = folder / f"{name}.log"
 
-    def token(self, user: str) -> str:
+    def token(self, user: str, graph: str = GRAPH) -> str:
         """A token for the graph, as ``inbetweenies token create`` makes it."""
         with closing(SqliteTokens(self.db)) as tokens:
-            secret, _ = tokens.create(GRAPH, user)
+            secret, _ = tokens.create(graph, user)
         return secret
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start the process and wait until it listens; where it did before, if it was started before.
+
+        Raises:
+            DemoError: it ended instead; the message says what it said.
+        """
         # The same sources as here, wherever this was started and whether or not they are installed.
         sources = str(Path(inbetweenies.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([sources, os.environ.get("PYTHONPATH", "")])}
         environment.pop("INBETWEENIES_ADMIN_PASSWORD", None)
-        arguments = [sys.executable, "-m", "inbetweenies.cli", "serve", "--db", str(self.db), "--port", "0"]
-        with (self.folder / "server.log").open("wb") as log:
+        port = self.url.rpartition(":")[2] or "0"
+        arguments = [sys.executable, "-m", *self._module, "serve", "--db", str(self.db), "--port", port]
+        with self._log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603 - our own command line
                 arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
             )
@@ -47,7 +72,6 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        return self
 
     def _listening(self, process: subprocess.Popen[str]) -> str:
         assert process.stdout is not None
@@ -60,7 +84,7 @@ class Server:
             guard.cancel()
         found = re.search(r"http://\S+", line)
         if found is None:
-            log = (self.folder / "server.log").read_text(errors="replace").split("\n")
+            log = self._log.read_text(errors="replace").split("\n")
             said = next((line.strip() for line in reversed(log) if line.strip()), "nothing")
             raise DemoError(f"expected the server process to listen; it ended and said: {said}")
         return found[0]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -29,6 +29,8 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..registry import Registry
+from ..rollout.flags import Feature
+from ..rollout.health import MEDIA_TYPE
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
@@ -57,6 +59,7 @@ from .http import (
 )
 from .sockets import Sockets
 from .upkeep import Upkeep
+from .watching import Audit, Watching
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -97,6 +100,7 @@ def app(
     server_version: str | None = None,
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
+    audits: Sequence[Audit] = (),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -118,6 +122,8 @@ def app(
         server_version: the release that discovery tells; by default that of this package.
         min_client_version, latest_client_version: releases of clients that discovery tells, for clients that update
             themselves.
+        audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
+            events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -143,6 +149,7 @@ def app(
             min_client_version=min_client_version,
             latest_client_version=latest_client_version,
         ),
+        audits=audits,
         monotonic=monotonic,
     )
 
@@ -165,6 +172,7 @@ class App:
         bounds: ServerLimits,
         blocking: bool,
         releases: Releases,
+        audits: Sequence[Audit],
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -182,11 +190,13 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
+        self.watching = Watching(router, audits, monotonic)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._root},
             "/health": {"GET": self._health},
+            "/metrics": {"GET": self._metrics},
             **{path: {"GET": self._discovery} for path in discovery.PATHS},
             "/api/v1/sync": {"POST": self._sync},
             "/api/v1/sync/": {"POST": self._sync},
@@ -214,6 +224,7 @@ class App:
         call = Call(scope, receive)
         try:
             await self._upkeep.look()
+            self.watching.keep()
             answer = await self._answer(call)
         except GoneError:
             return
@@ -226,6 +237,7 @@ class App:
         """Wait for what is being served, write the census down, and let go of the threads. Store and tokens belong to
         who made them."""
         await self._sockets.close()
+        await self.watching.close()
         await self._upkeep.write()
         if self._threads is not None:
             threads, self._threads = self._threads, None
@@ -289,7 +301,7 @@ class App:
     def answer_headers(self, call: Call, answer: Answer) -> list[tuple[bytes, bytes]]:
         """All headers of an answer."""
         return [
-            (b"content-type", _PROBLEM if answer.status >= 400 else _JSON),
+            (b"content-type", answer.media or (_PROBLEM if answer.status >= 400 else _JSON)),
             *([] if answer.status == 304 or answer.rest else [(b"content-length", b"%d" % len(answer.body))]),
             *self.registry_headers(call.graph),
             *version_headers(self._registry(call.graph), answer.served, answer.about),
@@ -339,6 +351,7 @@ class App:
                     told = "expected at least one wire version to be served; got none: see `inbetweenies versions list`"
                     await send({"type": "lifespan.startup.failed", "message": told})
                     return
+                self.watching.start()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self.close()
@@ -351,6 +364,7 @@ class App:
         """See what was decided of wire versions, and write down what was seen of them, if that is due, or `again`."""
         await self._upkeep.look(again=again)
         await self._upkeep.settle()
+        self.watching.keep()
 
     async def head(self, graph: str) -> str:
         """The cursor at which the log of a graph ends now. Raises `StoreError`."""
@@ -486,17 +500,21 @@ class App:
             None if (value := call.headers.get(name)) is None else value.decode("latin-1")
             for name in (b"inbetweenies-accept-versions", b"user-agent")
         )
-        reply = await self._work(
-            lambda: self.router.handle(
-                body,
-                context=principal.context(self.router.clock()),
-                path=path,
-                header=header,
-                accept=accept,
-                agent=agent,
-                pieces=pieces,
+        began, reply = self._monotonic(), None
+        try:
+            reply = await self._work(
+                lambda: self.router.handle(
+                    body,
+                    context=principal.context(self.router.clock()),
+                    path=path,
+                    header=header,
+                    accept=accept,
+                    agent=agent,
+                    pieces=pieces,
+                )
             )
-        )
+        finally:
+            self.watching.count(principal.graph, began, reply)
         self._upkeep.count(reply.sighting)
         if reply.notice is not None:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
@@ -557,9 +575,15 @@ class App:
         async with self._store.transaction(principal.graph, write=False) as tx:
             return await tx.read(reads)
 
+    def _need(self, feature: Feature, graph: str) -> None:
+        """PROTOCOL 12.4: there is nothing where a feature is off."""
+        if not self.router.orders.has(feature, graph):
+            raise refused("not_found", f"the feature {feature.name} on", "it off", detail="Not Found")
+
     async def _versions(self, call: Call) -> Answer:
         """PROTOCOL 4.1: every row version of an entity in commit order, losers too."""
         principal = self.principal(call)
+        self._need(Feature.ENTITY_VERSIONING, principal.graph)
         id_ = call.path[len(ENTITIES) : -len("/versions")]
 
         async def read() -> bytes | None:
@@ -575,6 +599,7 @@ class App:
     async def _relationships(self, call: Call) -> Answer:
         """PROTOCOL 3.5: the edges that are there now; deleted ones and edges of deleted entities are not."""
         principal = self.principal(call)
+        self._need(Feature.GRAPH_OPERATIONS, principal.graph)
 
         async def read() -> bytes:
             rows = (await self._held(principal, Reads(span=Span(after=0, upto=SEQ_MAX)))).span
@@ -589,6 +614,12 @@ class App:
 
     async def _health(self, _: Call) -> Answer:
         return ok({"status": "healthy"})
+
+    async def _metrics(self, call: Call) -> Answer:
+        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        self.principal(call)
+        told = await asyncio.to_thread(self.watching.exposition)
+        return Answer(200, told.encode(), media=MEDIA_TYPE.encode())
 
     async def _root(self, _: Call) -> Answer:
         return ok({"name": "inbetweenies", "version": release(), "status": "ready"})

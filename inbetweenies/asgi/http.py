@@ -66,7 +66,7 @@ class Answer(Struct, frozen=True):
     """One HTTP answer, but for the headers that all of them have. With `rest`, `body` is only its beginning.
 
     `served` is the wire version that it is in, `about` the one that a refusal is about; `wrote` says that the request
-    carried changes.
+    carried changes. `media` is the type of a body that is not JSON.
     """
 
     status: int
@@ -76,6 +76,7 @@ class Answer(Struct, frozen=True):
     about: str | None = None
     wrote: bool = False
     rest: Rest | None = None
+    media: bytes | None = None
 
 
 class RefusalError(Exception):

@@ -33,6 +33,9 @@ OTHER: Final = "other"  # all operations beyond these
 GRAPHS_MAX: Final = 4_096  # of which it is remembered whether a rollout reaches them; a hundred bytes each
 #: After so many requests a process has loaded what it needs, and only growth from there on says anything.
 SETTLED: Final = 1_000
+#: For so long what the others did waits for those whom a rollout reaches, in seconds: still the same time, and long
+#: enough for a home that asks once a minute. Without it most of what few clients do is compared with nothing.
+WAITS_S: Final = 60.0
 
 _ARMS: Final = ("control", "canary")
 _OUTCOMES: Final = ("ok", "failed")
@@ -49,6 +52,7 @@ class Served(Struct, frozen=True, kw_only=True):
             must not depend on what is rolled out: no wire version in it.
         micros: how long it took, in microseconds.
         failed: whether it failed through a fault of ours. What was rightly refused did not fail.
+        away: whether it failed because the store could not, which serves every version.
         pushed, pulled, conflicts: what a sync consisted of.
         whole: whether it was a whole sync, which is evidence if it did not fail.
         wire: the wire version it was served in. With it, what was served in another one is no evidence for the rollout
@@ -59,6 +63,7 @@ class Served(Struct, frozen=True, kw_only=True):
     operation: str
     micros: int
     failed: bool
+    away: bool = False
     pushed: bool = False
     pulled: bool = False
     conflicts: bool = False
@@ -126,6 +131,7 @@ class PerformanceMonitor:
         self._served: dict[tuple[str, bool], Histogram] = {}
         self._operations: set[str] = set()
         self._count = 0
+        self._monotonic = monotonic
 
     # --- counted
 
@@ -181,16 +187,17 @@ class PerformanceMonitor:
     def signals(self, rollout: Rollout, *, tolerance: Tolerance | None = None) -> Signals:
         """What was seen of `rollout` since this was last asked. Whoever cannot keep it gives it back (`give_back`).
 
-        Requests count for the rollout as long as it lasts; what is worse, for its step alone.
+        Requests count for the rollout as long as it lasts; what is worse, for its step alone. Those of the others are
+        told together with some that it reaches, or after `WAITS_S`.
         """
-        memory = self._memory()
+        memory, now = self._memory(), self._monotonic()
         with self._lock:
             if not _watched(rollout):
                 return Signals()
             seen = self._seen[rollout.id] = self._of(rollout)
             if seen.memory is None and self._count >= SETTLED:
                 seen.memory = memory
-            control, canary = (side.take() for side in seen.sides)
+            control, canary = (Arm(), Arm()) if seen.waits(now) else (side.take() for side in seen.sides)
             told = Signals(
                 canary=canary,
                 control=control,
@@ -356,7 +363,7 @@ def _unknown(error: StoreError) -> InForce:
 
 
 def _watched(rollout: Rollout) -> bool:
-    return not rollout.over and rollout.share > 0
+    return not rollout.over and (rollout.share > 0 or rollout.state == "shadow")
 
 
 def _later(rollout: Rollout, rollouts: Rollouts) -> bool:
@@ -408,6 +415,7 @@ class _Seen:
         "_pushes",
         "_reached",
         "_sessions",
+        "_since",
         "_told",
         "_wire",
         "memory",
@@ -418,6 +426,7 @@ class _Seen:
     def __init__(self, rollout: Rollout, *, governs_wire: bool) -> None:
         self.rollout = rollout
         self.sides = (_Side(), _Side())  # control, canary
+        self._since: float | None = None  # when what the others did began to wait
         self.memory: int | None = None  # what the process had when it was settled and saw this rollout
         self._wire = rollout.subject if governs_wire else None
         self._told: set[str] = set()
@@ -430,11 +439,14 @@ class _Seen:
             if len(self._reached) >= GRAPHS_MAX:
                 self._reached.clear()
             reached = self._reached[served.graph] = reaches(self.rollout, served.graph)
-        self.sides[reached].record(operation, served.micros, served.failed)
-        if not reached or served.failed or not served.whole:
+        # Once there are no others left to compare with, a store that is away would look like a version that fails.
+        alone = served.away and self.rollout.share == WHOLE
+        self.sides[reached].record(operation, served.micros, served.failed and not alone)
+        if served.failed or not served.whole:
             return
-        # PROTOCOL 12.6: a path that was not taken proves nothing.
-        if self._wire is None or served.wire is None or served.wire == self._wire:
+        # PROTOCOL 12.6: a path that was not taken proves nothing. In shadow nobody takes it, and all are compared.
+        taken = reached and (self._wire is None or served.wire is None or served.wire == self._wire)
+        if taken or self.rollout.state == "shadow":
             self._sessions += 1
             self._pushes += served.pushed
             self._pulls += served.pulled
@@ -448,6 +460,16 @@ class _Seen:
         self._sessions = self._pushes = self._pulls = self._conflicts = 0
         for side in self.sides:
             side.times.clear()
+
+    def waits(self, now: float) -> bool:
+        """Whether to wait for those whom it reaches: what is told of one side alone is compared with nothing."""
+        control, canary = self.sides
+        if canary.requests or not control.requests:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since < WAITS_S
 
     def pairs(self) -> tuple[tuple[str, Histogram, Histogram], ...]:
         """Times by operation, of canary and control, of what both did; copies."""

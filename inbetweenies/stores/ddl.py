@@ -111,7 +111,7 @@ def _probe(connection: sqlite3.Connection) -> None:
         connection.execute(f"CREATE TABLE {_PROBE} (n)")
         held = connection.in_transaction
     finally:
-        with suppress(sqlite3.Error):  # of what is not open any more
+        if connection.in_transaction:
             connection.execute("ROLLBACK")
     left = connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = ?", (_PROBE,)).fetchone()[0]
     if left:

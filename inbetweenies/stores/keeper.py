@@ -114,6 +114,7 @@ class Keeper:
         self._clock = clock
         self._silent = False
         self._behind: dict[str, Cursor] = {}  # how far the journal holds graphs of which it could not take a commit
+        self._failed: frozenset[str] = frozenset()  # of these, those that nobody is about to write
 
     def close(self) -> None:
         """Let go of files."""
@@ -124,6 +125,11 @@ class Keeper:
 
     # --- every commit
 
+    def lacks(self, graph: str) -> bool:
+        """Whether the journal could not take a commit of `graph`. Then nobody may be told of that either before it has:
+        who reads must begin as a writer does, whose end is `committed`."""
+        return graph in self._failed
+
     def committed(self, commits: Sequence[Committed]) -> None:
         """Called with what has just been committed, before anybody is told so, and by one writer at a time.
 
@@ -132,14 +138,22 @@ class Keeper:
         """
         if self._silent:
             return
+        late = {one.graph for one in commits} & self._behind.keys()
         if self.journal is not None:
             self._write(self.journal, commits)
         if self.heads is not None:
             for one in commits:
-                if one.head.cursor != one.before:
+                if one.head.cursor != one.before or one.graph in late:
                     self.heads.put(one.graph, one.birth, one.head.cursor, one.head.stamp)
 
     def _write(self, journal: Journal, commits: Sequence[Committed]) -> None:
+        self._failed -= {one.graph for one in commits}  # what is read for the journal is read as ever
+        try:
+            self._append(journal, commits)
+        finally:
+            self._failed = frozenset(self._behind)
+
+    def _append(self, journal: Journal, commits: Sequence[Committed]) -> None:
         ends_: dict[str, Committed] = {}
         records: list[Commit] = []
         durable = False
@@ -266,13 +280,10 @@ class Keeper:
         steps = _steps(segments, graph)
         before = head.seq
         self._replay(graph, steps)
-        head, chains = run_now(self._chains(graph, [step.commit.after.seq for step in steps]))
-        held, missed = [], []
-        for step in steps:
-            if chains.get(step.commit.after.seq) == step.commit.after.chain:
-                held.append(step.commit.after)
-            elif not step.void:
-                missed.append(step)
+        places = [place for step in steps for place in (step.commit.before, step.commit.after)]
+        head, chains = run_now(self._chains(graph, [place.seq for place in places]))
+        held = {place for place in places if chains.get(place.seq) == place.chain}
+        missed = [step for step in steps if step.commit.after not in held and not step.void]
         common = max(held, key=lambda place: place.seq, default=NOWHERE)
         self._catch_up(journal, graph, birth, common, head)
         run_now(self._rise(graph, head, _stamps(segments).get(graph, 0)))
@@ -323,11 +334,15 @@ class Keeper:
             end = head.seq + ROWS_AT_ONCE
             while head.seq < end:
                 here = left.get((head.seq, head.chain))
-                if not here:
+                if here:
+                    step = _next(here, head)
+                    here.remove(step)
+                    found = writes_of(step.commit, step.fields)
+                else:
+                    found = _rest(left, head)
+                if not found:
                     return False
-                step = _next(here, head)
-                here.remove(step)
-                for writes in writes_of(step.commit, step.fields):
+                for writes in found:
                     await tx.write(writes)
                     head = writes.head or head
         return True
@@ -468,6 +483,26 @@ def _next(here: Sequence[Step], head: Head) -> Step:
     """Which of those at the end of the log continues it: first what was noted at this place, then the commit. Of two
     lines that begin here the newer one was the truth last."""
     return next((step for step in here if step.commit.after.seq == head.seq), here[-1])
+
+
+def _rest(left: Mapping[tuple[int, bytes], list[Step]], head: Head) -> list[Writes]:
+    """What is left of the step that the log ends amid, if there is one: several commits are one step where the journal
+    could not take the first of them, and a backup may have been made between them."""
+    for step in [step for steps in left.values() for step in steps]:
+        if step.commit.before.seq < head.seq < step.commit.after.seq:
+            found = writes_of(step.commit, step.fields)
+            rows = [row for writes in found for row in writes.rows]
+            if any((row.seq, row.chain) == (head.seq, head.chain) for row in rows):
+                return [_after(writes, head.seq) for writes in found]
+    return []
+
+
+def _after(writes: Writes, seq: int) -> Writes:
+    """What of this was written after `seq`."""
+    taken = [(row.seq, row.until) for row in writes.rows if row.until is not None and row.seq <= seq < row.until]
+    closed = [pair for pair in writes.closed if pair[1] > seq]
+    rows = tuple(row for row in writes.rows if row.seq > seq)
+    return replace(writes, rows=rows, closed=tuple(sorted([*closed, *taken], key=lambda pair: pair[1])))
 
 
 def _offered(row: Row) -> Change:

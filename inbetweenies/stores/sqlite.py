@@ -247,6 +247,7 @@ class SqliteStore:
 
     def transaction(self, graph: str, *, write: bool) -> BaseTransaction:
         """Open a transaction on `graph`. See `inbetweenies.store.Store`."""
+        write = write or self._keeper.lacks(graph)
         return _Transaction(self._file, graph, write=write, hints=self._hints)
 
     async def document(self, name: str) -> Document:

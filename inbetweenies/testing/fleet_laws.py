@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 from msgspec import UNSET
+from msgspec.structs import replace
 
 from ..errors import clip
 from ..limits import Limits
@@ -163,7 +164,7 @@ class Ledger:
         """Whether nothing but the epoch is new: a log that was set back gets another one (PROTOCOL 4.11), and if that
         is noticed when the server starts, nothing is to come before what it knows of (11.3)."""
         stamp = max(old.stamp, head.stamp) if restarted else head.stamp
-        return self.rewinds and msgspec.structs.replace(old, epoch=head.epoch, stamp=stamp) == head
+        return self.rewinds and replace(old, epoch=head.epoch, stamp=stamp) == head
 
     def follow(self, pushed: Pushed, *, restarted: bool = False) -> tuple[list[Row], dict[tuple[Kind, str], Row]]:
         """The rows that came since, checked, and what was current before them. `restarted`: the server has started, and
@@ -262,9 +263,9 @@ class Ledger:
         """The row that holds what `value` says, under its own version or under the one it was renamed to."""
         kind = kind_of(value)
         if not value.version:
-            told = msgspec.structs.replace(value, version="")
+            told = replace(value, version="")
             for row in self.of_id.get((kind, value.id), ()):
-                if msgspec.structs.replace(row.relationship(), version="") == told:
+                if replace(row.relationship(), version="") == told:
                     return row
             return None
         for version in (value.version, _renamed(value)):
@@ -283,6 +284,20 @@ class Ledger:
     def renamed(self, kind: Kind, id_: str, version: str) -> bool:
         """Whether other content under a version that was taken is kept (PROTOCOL 4.4)."""
         return any(row.version.startswith(version + "#") for row in self.of_id.get((kind, id_), ()))
+
+    def original(self, row: Row) -> Row:
+        """PROTOCOL 4.14 (g): the row that stands again in this one, under another version; else the row itself."""
+        held = self.by_version.get((row.kind, row.id, row.version.rpartition("#")[0]))
+        if held is None or row.kind != "entity" or held.entity() != replace(row.entity(), version=held.version):
+            return row
+        return held
+
+    def follows(self, row: Row, before: Row) -> bool:
+        """Whether a row descends from another, or from one that stands again in that, however often."""
+        line = self.ancestors(row.id, row.entity().parent_versions)
+        while before.version not in line and (original := self.original(before)) is not before:
+            before = original
+        return before.version in line
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""
@@ -385,14 +400,15 @@ class Ledger:
             if row.until != row.seq:
                 current[key] = row
 
-    def _merges(self, row: Row, pushed: Pushed) -> bool:
+    def merges(self, row: Row, pushed: Pushed) -> bool:
         """Whether the server made this row out of two."""
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
-        return row.until != row.seq and not sent and row.entity().merged is True
+        again = self.original(row) is not row
+        return row.until != row.seq and not sent and not again and row.entity().merged is True
 
     def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
         """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
-        if not pushed.offered & {(row.kind, row.id, name) for name in (row.version, row.version.partition("#")[0])}:
+        if not pushed.offered & {(row.kind, row.id, name) for name in _names(row.version)}:
             return False
         common = pushed.common
         return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
@@ -412,7 +428,7 @@ class Ledger:
         for row, was in self.steps(fresh, before):
             if self._decided(row, was, pushed):
                 continue
-            self._check_tombstone(row, was, merged=self._merges(row, pushed))
+            self._check_tombstone(row, was, merged=self.merges(row, pushed))
 
     def check_losses(
         self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
@@ -467,7 +483,7 @@ class Ledger:
 
     def _check_loss(self, row: Row, before: Row, lost: _Lost, pushed: Pushed) -> None:
         entity = row.entity()
-        if self._merges(row, pushed):
+        if self.merges(row, pushed):
             parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
             other = next((parent for parent in parents if parent and parent.version != before.version), None)
             if other is None or before.version not in entity.parent_versions:
@@ -478,16 +494,14 @@ class Ledger:
         if alike and (row.until == row.seq or row.via):
             return  # what comes back may take the place of what says the same
         if row.until != row.seq:
-            if before.version not in self.ancestors(row.id, entity.parent_versions) and not lost.names(
-                row.id, before.version
-            ):
+            if not self.follows(row, before) and not lost.names(row.id, before.version):
                 self._broken("4 (kept)", f"{row.id} {row.version} took the place of {before.version} without a word")
             return
         now = self.current["entity", row.id]
         # What it was merged into may have lost in the same push, and that is told of.
         if row.version in self.ancestors(row.id, (now.version, *lost.versions.get(row.id, ()))):
             return
-        if lost.names(row.id, row.version.partition("#")[0]):
+        if any(lost.names(row.id, name) for name in _names(row.version)):
             return
         base = self.base_of(row)
         if base is not None:
@@ -498,8 +512,7 @@ class Ledger:
 
     def _check_tombstone(self, row: Row, before: Row, *, merged: bool) -> None:
         if row.until != row.seq:
-            follows = before.version in self.ancestors(row.id, row.entity().parent_versions)
-            if _gone(before) and not _gone(row) and (merged or not follows):
+            if _gone(before) and not _gone(row) and (merged or not self.follows(row, before)):
                 self._broken("4 (kept)", f"{row.id} {row.version} brings back what {before.version} deleted")
             return
         now = self.current["entity", row.id]
@@ -569,6 +582,12 @@ class Ledger:
 
 def _gone(row: Row) -> bool:
     return bool(_decode(row.entity().content).get("deleted"))
+
+
+def _names(version: str) -> set[str]:
+    """A version, and those that it was made of when what it names was kept beside another row or stood again."""
+    parts = version.split("#")
+    return {"#".join(parts[:count]) for count in range(1, len(parts) + 1)}
 
 
 def _renamed(value: Entity | Relationship) -> str:

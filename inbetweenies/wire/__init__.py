@@ -82,6 +82,8 @@ class Unseen(Struct, frozen=True, kw_only=True):
 class WireVersion(Protocol):
     """What the router and the exchange need of one wire version: bytes to the model, and back.
 
+    One that also says what it shows of a whole graph (`inbetweenies.rollout.shadow.Shadowed`) can be held to it.
+
     Attributes:
         name: `protocol_version` on the wire.
         rank: place in order of age, newer is greater; only ever used to say who is behind.

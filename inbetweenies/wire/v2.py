@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
 
@@ -50,6 +50,7 @@ from ..model import (
     parse_time,
 )
 from ..pieces import Told, piece, together
+from ..rollout.shadow import Fact, Shown, View, pointer
 from . import Changes, Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
@@ -630,6 +631,41 @@ class V2:
             more=told.more,
         )
 
+    # PROTOCOL 12.10: what it shows of a whole graph.
+
+    def everything(self) -> bytes:
+        """See `inbetweenies.rollout.shadow.Shadowed`. A peer with features is told edges whose entity is gone, too."""
+        return self.ask(Ask(device="shadow", user="shadow", full=True, features=FEATURES - {"paging", rewind.FEATURE}))
+
+    def shown(self, answer: bytes) -> Iterator[Shown]:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        for change in checked_decode(_whole, answer).changes:
+            if bytes(change.entity) != b"null":
+                yield _shown("entity", _named.decode(change.entity).id, change.change_type, change.entity)
+            for edge in change.relationships:
+                yield _shown("edge", _named.decode(edge).id, "update", edge)
+
+    def view(self, head: Head, rows: Sequence[Row]) -> View:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return View(
+            shown=tuple(
+                _shown(row.kind, row.id, "delete" if row.kind == "entity" and row.deleted else "update", _body(row))
+                for row in rows
+            ),
+            facts=tuple(
+                Fact(pointer(row.kind, row.id, name), value)
+                for row in rows
+                for name, value in _any.decode(_body(row)).items()
+            ),
+            losses=frozenset(
+                pointer(row.kind, row.id, name)
+                for row in rows
+                if not _STORED_AS_SERVED
+                for name in _any.decode(row.body)
+                if f"{'entity' if row.kind == 'entity' else 'relationship'}.{name}" not in CARRIES
+            ),
+        )
+
     # The client's side of the same messages.
 
     def ask(self, ask: Ask) -> bytes:
@@ -700,6 +736,31 @@ class V2:
             parts=answer.parts,
             device_forked=answer.device_forked,
         )
+
+
+class _Named(Struct, kw_only=True):
+    id: str
+
+
+class _Change(Struct, kw_only=True):
+    change_type: ChangeType
+    entity: Raw
+    relationships: tuple[Raw, ...]
+
+
+class _Whole(Struct, kw_only=True):
+    """What is looked at of an answer of ours, to compare it."""
+
+    changes: tuple[_Change, ...]
+
+
+_named = msgspec.json.Decoder(_Named)
+_whole = msgspec.json.Decoder(_Whole)
+
+
+def _shown(kind: Kind, id_: str, change_type: str, body: Raw) -> Shown:
+    # Bodies are in one spelling as they are (PROTOCOL 3.6).
+    return Shown(kind, id_, b"%b %b" % (change_type.encode(), bytes(body)))
 
 
 def _change_out(change: Change) -> ChangeOut:

@@ -14,8 +14,8 @@ from inbetweenies import engine, model
 from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import Limits
 from inbetweenies.merge import Policy
-from inbetweenies.model import CONFIRMED, Change, Cursor, Device, Reads, Span, SyncRequest, SyncResponse
-from tests.support import NOW, SECOND, Server, at, edge, entity
+from inbetweenies.model import CONFIRMED, Change, Cursor, Device, Reads, Span, SyncRequest, SyncResponse, Writes
+from tests.support import NOW, SECOND, Server, at, edge, entity, run
 
 HOME = entity("home", at(0), {"a": 1, "b": 1}, entity_type="home")
 
@@ -351,6 +351,21 @@ def test_commits_are_milliseconds_apart_and_rows_of_one_are_not() -> None:
     second = server.push(entity("c", "v"), entity("d", "v")).head.stamp
 
     assert [NOW + 1_000, NOW + 2_001] == [first, second]
+
+
+def test_a_log_that_is_set_back_to_nothing_goes_on_a_millisecond_later() -> None:
+    """What it was told of the end of the log that is gone, a client may have cut to milliseconds."""
+    server = Server()
+    head = server.held(Reads()).head
+
+    async def rise() -> None:
+        async with server.store.transaction("default", write=True) as tx:
+            await tx.write(Writes(head=replace(head, stamp=NOW + 7)))
+
+    run(rise())
+    server.now = NOW - SECOND
+
+    assert NOW + 1_000 == server.push(entity("x", "v")).head.stamp
 
 
 def test_stamps_tell_commits_apart_where_a_millisecond_ends() -> None:

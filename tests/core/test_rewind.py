@@ -498,6 +498,25 @@ def test_what_lost_before_the_rows_it_descends_from_came_back_stands_again(lab: 
     assert 5 == len(lab.held(Reads(history=("lamp",))).history["lamp"])
 
 
+def test_what_follows_a_row_follows_the_one_in_which_it_stands_again(lab: Lab) -> None:
+    place = lab.write(lamp(9, on=9))
+    one = lamp(1, on=1)
+    newest = lamp(2, one, on=2)
+    lab.write(newest)
+    lab.offer(one, newest, common=place)
+    rows = {row.version: row for row in lab.held(Reads(history=("lamp",))).history["lamp"]}
+    again = lab.current("lamp").version
+    twice = engine.beside(again, rows[again].hash)
+    named = {
+        name: engine.stands_in(name, {newest.version}, rows) for name in (again, twice, "odd", "odd#1", f"{again}1")
+    }
+    edit = lamp(3, newest, on=3)
+    outcome = lab.push(edit).acks[0].outcome
+
+    assert [True, True, False, False, False] == list(named.values())
+    assert ("fast_forward", edit) == (outcome, lab.current("lamp"))
+
+
 @pytest.mark.parametrize(("offered", "placed"), [(True, True), (True, False), (False, False)])
 def test_what_was_pushed_on_top_of_a_row_before_that_came_stands_again(lab: Lab, offered: bool, placed: bool) -> None:
     place = lab.head.cursor
@@ -805,15 +824,29 @@ def test_a_device_whose_pushes_the_server_may_have_missed_is_no_copy(lab: Lab) -
     assert lab.say(changes=(Change(entity=lamp(1)),), **pushes(now="i1:1:other")).device_forked
     # One that was told that the server was set back takes any push for possible.
     assert not lab.say(changes=(Change(entity=lamp(1)),), **pushes("", "i1:7:b", now="i1:8:c")).device_forked
-    lab.say(changes=(Change(entity=lamp(1)),), **pushes("", now="i1:1:a"))
     # It does not know which of two pushes was heard; the server knows of the first.
-    again = lab.say(changes=(Change(entity=lamp(1)),), **pushes("i1:1:a", "i1:2:b", now="i1:3:c"))
+    again = lab.say(changes=(Change(entity=lamp(1)),), **pushes("i1:8:c", "i1:9:b", now="i1:10:c"))
     assert not again.device_forked
     # A pull says nothing of pushes.
-    lab.say(cursor=lab.head.cursor, **pushes(now="i1:9:z"))
+    lab.say(cursor=lab.head.cursor, **pushes(now="i1:11:z"))
     device = lab.held(Reads(device="peer")).device
     assert device is not None
-    assert "i1:3:c" == device.pushed
+    assert "i1:10:c" == device.pushed
+
+
+@pytest.mark.parametrize("late", ["i1:9:late", "i1", "i1:x"])
+def test_a_push_that_comes_late_does_not_make_its_device_a_copy(lab: Lab, late: str) -> None:
+    lab.say(changes=(Change(entity=lamp(1)),), **pushes(now="i1:10:a"))
+    # It left when its device took any push for possible, which it does no more.
+    assert not lab.say(changes=(Change(entity=lamp(2)),), **pushes("", now=late)).device_forked
+
+    assert not lab.say(changes=(Change(entity=lamp(3)),), **pushes("i1:10:a", now="i1:11:b")).device_forked
+    assert [] == lab.events
+    # Another incarnation counts from the beginning.
+    assert not lab.say(changes=(Change(entity=lamp(4)),), **pushes("", now="i2:1:a")).device_forked
+    device = lab.held(Reads(device="peer")).device
+    assert device is not None
+    assert "i2:1:a" == device.pushed
 
 
 def test_a_name_of_a_push_depends_on_all_before_it() -> None:

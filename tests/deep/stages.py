@@ -88,6 +88,18 @@ STAGES: Final = {
     "kill-server": Stage(
         "{count} kills of a server under a storm of pushes", 200, 1, (_STORM + "test_kill_server.py",)
     ),
+    "kill-rollout": Stage(
+        "{count} kills of servers and of whoever rolls out, in the middle of rollouts",
+        100,
+        1,
+        (_STORM + "test_kill_rollout.py",),
+    ),
+    "back-and-forth": Stage(
+        "{count} edits by clients of the older version between a rollback and the next rollout",
+        10_000,
+        1,
+        (_STORM + "test_back_and_forth.py",),
+    ),
     "kill-client": Stage("{count} kills of clients that edit and sync", 200, 1, (_STORM + "test_kill_client.py",)),
     "io-errors": Stage(
         "{count} faults at every step of every request, call and opening",
@@ -128,6 +140,7 @@ STAGES: Final = {
         1,
         ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
     ),
+    "drill": Stage("drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill",)),
     "migrate": Stage(
         "{count} made-up deployed databases imported, interrupted and undone",
         2_000,

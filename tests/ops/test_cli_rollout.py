@@ -9,21 +9,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from inbetweenies import SqliteStore, cli, cli_rollout
+from inbetweenies import SqliteStore, census, cli, cli_rollout
+from inbetweenies.census import Entry
 from inbetweenies.errors import StoreBusy
 from inbetweenies.model import format_time
-from inbetweenies.ops.rollouts import RolloutControl, watch_document
+from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.rollout import canary, triggers
 from inbetweenies.rollout.canary import EVIDENCE, Bar, Evidence, Seen
 from inbetweenies.rollout.states import DOCUMENT, Rollout
-from inbetweenies.rollout.triggers import Climb, Watch
+from inbetweenies.rollout.triggers import DOCUMENT as WATCHES
+from inbetweenies.rollout.triggers import Climb, Watch, Watches
 from inbetweenies.stores.clock import wall_clock
 from inbetweenies.stores.keeper import run_now
+from tests.ops.fit import fit
 from tests.server.calls import ROOT, environment
 
 Capture = pytest.CaptureFixture[str]
@@ -61,9 +65,14 @@ def held(db: Path) -> Rollout:
 
 
 def taken_to(db: Path, *verbs: str) -> None:
+    """Start a rollout and do this to it."""
+    do(db, "start", *verbs)
+
+
+def do(db: Path, *verbs: str) -> None:
     def work(store: SqliteStore) -> None:
         control = RolloutControl(store, bar=LOW)
-        for verb in ("start", *verbs):
+        for verb in verbs:
             getattr(control, verb)(V2, actor="ada", reason="a test")
 
     in_store(db, work)
@@ -99,6 +108,7 @@ def refused(capsys: Capture, db: Path, verb: str, *arguments: object, code: int 
 
 
 def test_a_rollout_goes_all_the_way(db: Path, capsys: Capture) -> None:
+    fit(db)
     started = told(capsys, db, "start", V2, "--steps", "0.5,10,100", "--allow", "a", "--deny", "b", "--actor", "ada")
     assert (True, "shadow", [0.5, 10], ["a"], ["b"]) == tuple(
         started[name] for name in ("changed", "state", "steps_percent", "allow", "deny")
@@ -171,11 +181,36 @@ def test_lists_are_shown_and_changed(db: Path, capsys: Capture) -> None:
 def test_what_the_preflight_finds_stops_it_before_anything_is_changed(
     db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fit(db)
     monkeypatch.setattr("inbetweenies.ops.preflight.ROOM", 10**12)
     assert "make room. Put that right and start it again" in refused(capsys, db, "start", V2)
     assert "planned" == held(db).state
     assert "nothing was changed yet; its preflight has not passed" in "\n".join(printed(capsys, db, "status"))
     monkeypatch.undo()
+    assert "shadow" == told(capsys, db, "start", V2)["state"]
+
+
+def test_who_starts_it_is_told_who_has_it_today(db: Path, capsys: Capture) -> None:
+    fit(db)
+    day = 24 * 3600 * 1_000_000
+    seen = (("1.1", 1, V2), ("1.0", 29, V2), ("0.9", 31, V2), ("0.8", 1, "inbetweenies-v1"))
+    now = wall_clock()
+    entries = [Entry(version=V2, release=name, last=now - ago * day, served=served) for name, ago, served in seen]
+    put(db, census.DOCUMENT, census.document_of(entries, (), now=now))
+    for started in (True, False, True):  # and not whoever only goes on, or begins anew what was taken back
+        assert 0 == cli.invoke(rollout(db, "start", V2))
+        said = capsys.readouterr().err
+        assert started == (f"kinds of clients that were served {V2} in the last 30 days: 2 (see" in said)
+        if not started:
+            assert "" == said
+            do(db, *["advance"] * 6, "finalize")
+    printed(capsys, db, "rollback", V2)
+    printed(capsys, db, "start", V2)  # and says nothing on standard error
+
+
+def test_a_census_that_cannot_be_read_stops_nothing(db: Path, capsys: Capture) -> None:
+    fit(db)
+    put(db, census.DOCUMENT, b"[[")
     assert "shadow" == told(capsys, db, "start", V2)["state"]
 
 
@@ -243,7 +278,7 @@ def test_where_it_stands_is_seen_at_a_glance(db: Path, capsys: Capture) -> None:
     evidence = Evidence(fence=one.fence, sessions=12, pushes=3, pulls=1)
     climbs = (Climb(rung="freeze", at=one.since, why="worse p95 of sync"),)
     put(db, EVIDENCE, canary.document_of(Seen(evidence={one.id: evidence})))
-    put(db, watch_document(V2), triggers.document_of(Watch(rollout=one.id, rung="freeze", log=climbs)))
+    put(db, WATCHES, triggers.document_of(Watches().put(Watch(rollout=one.id, rung="freeze", log=climbs))))
     since = f"{format_time(one.since)[:19]}Z"
     lines = printed(capsys, db, "status", V2, "--min-wait", "2h")
 
@@ -293,13 +328,16 @@ def test_before_anything_was_rolled_out_it_says_how_to(db: Path, capsys: Capture
     assert {"rollouts": []} == told(capsys, db, "status")
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def watching(monkeypatch: pytest.MonkeyPatch, *between: Callable[[], object]) -> None:
-    """Whoever watches sleeps once for each of these, and then presses Ctrl-C."""
+    """Whoever watches sleeps once for each of these, and not once more."""
     left = list(between)
 
     def sleep(_: float) -> None:
-        if not left:
-            raise KeyboardInterrupt
+        assert left
         left.pop(0)()
 
     monkeypatch.setattr(cli_rollout, "_sleep", sleep)
@@ -310,10 +348,8 @@ def test_whoever_watches_sees_each_change_once_and_the_end(
 ) -> None:
     taken_to(db)
 
-    def do(verb: str) -> Callable[[], object]:
-        return lambda: in_store(db, lambda store: getattr(RolloutControl(store, bar=LOW), verb)(V2))
-
-    watching(monkeypatch, do("advance"), lambda: None, do("pause"), do("rollback"))
+    steps: tuple[list[str], ...] = (["advance"], [], ["pause"], ["rollback"])
+    watching(monkeypatch, *(partial(do, db, *verbs) for verbs in steps))
     lines = [json.loads(line) for line in watched(capsys, db, "--json")]
 
     states = [[one["state"] for one in line["rollouts"]] for line in lines]
@@ -326,7 +362,7 @@ def watched(capsys: Capture, db: Path, *arguments: str) -> list[str]:
 
 def test_ctrl_c_ends_the_watching_and_nothing_else(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     taken_to(db)
-    watching(monkeypatch, lambda: None)
+    watching(monkeypatch, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 1 == sum(line.startswith(f"{V2}/1") for line in lines)
@@ -338,7 +374,7 @@ def test_a_terminal_is_drawn_anew(db: Path, capsys: Capture, monkeypatch: pytest
     cleared = list[int]()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("click.clear", lambda: cleared.append(1))
-    watching(monkeypatch, lambda: None)
+    watching(monkeypatch, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 2 == len(cleared) == sum("Ctrl-C ends this, and nothing else" in line for line in lines)
@@ -355,7 +391,7 @@ def test_who_watches_outlives_a_store_that_is_away(db: Path, capsys: Capture, mo
         return real(self)
 
     monkeypatch.setattr(RolloutControl, "rollouts", rollouts)
-    watching(monkeypatch, lambda: None, lambda: None)
+    watching(monkeypatch, lambda: None, lambda: None, interrupt)
     lines = watched(capsys, db)
 
     assert 1 == lines.count("cannot be read just now: another process holds the file")
@@ -416,6 +452,8 @@ def test_rollouts_that_cannot_be_read_are_left_alone(db: Path, capsys: Capture, 
 
 
 def test_somebody_does_it_also_without_a_name(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(db)
+
     def nobody() -> str:
         raise OSError("no such account")
 
@@ -466,6 +504,7 @@ def test_two_who_advance_at_once_advance_once(db: Path) -> None:
 
 
 def test_several_who_start_at_once_start_one(db: Path) -> None:
+    fit(db)
     ended = at_once(3, rollout(db, "start", V2))
     one = held(db)
 

@@ -16,7 +16,7 @@ from inbetweenies import MemoryStore, PerformanceMonitor
 from inbetweenies.errors import LocalProtocolError, StoreBusy
 from inbetweenies.model import Document
 from inbetweenies.ops import performance
-from inbetweenies.ops.performance import GRAPHS_MAX, OPERATIONS_MAX, OTHER, SETTLED, Served, resident_memory
+from inbetweenies.ops.performance import GRAPHS_MAX, OPERATIONS_MAX, OTHER, SETTLED, WAITS_S, Served, resident_memory
 from inbetweenies.rollout import states, triggers
 from inbetweenies.rollout.canary import Evidence, reaches
 from inbetweenies.rollout.health import Histogram, Sample
@@ -56,8 +56,10 @@ class Fleet:
     """A monitor of rollouts that the test moves as it likes."""
 
     def __init__(self, *rollouts: Rollout, **options: Any) -> None:
-        self.rollouts = together(*rollouts)
-        self.monitor = PerformanceMonitor(MemoryStore(), rollouts=lambda: self.rollouts, **options)
+        self.rollouts, self.now = together(*rollouts), 0.0
+        self.monitor = PerformanceMonitor(
+            MemoryStore(), rollouts=lambda: self.rollouts, monotonic=lambda: self.now, **options
+        )
 
     def of(self, subject: str = V2) -> Rollout:
         return self.rollouts.of(subject)
@@ -100,7 +102,8 @@ def check_told_once(story: list[Any]) -> None:
     fleet = Fleet(ramping())
     monitor, arms = fleet.monitor, {True: Arm(), False: Arm()}
     kept_arms, kept, seen = {True: Arm(), False: Arm()}, Evidence(fence=4), Evidence(fence=4)
-    for happened in [*story, ("signals", True), ("evidence", True)]:
+    for happened in [*story, ("signals", True), ("signals", True), ("evidence", True)]:
+        fleet.now += WAITS_S
         rollout = fleet.of()
         if isinstance(happened, Served):
             monitor.record(happened)
@@ -161,6 +164,7 @@ def test_threads_that_count_and_one_that_asks_lose_nothing() -> None:
         done.set()
         asking.join()
         sys.setswitchinterval(interval)
+    fleet.now += WAITS_S
     told.append(fleet.monitor.signals(fleet.of()))
     sessions[0] += fleet.monitor.evidence(fleet.of()).sessions
 
@@ -186,6 +190,26 @@ def test_what_became_of_no_use_to_anybody_is_not_taken_back() -> None:
         fleet.monitor.signals(fleet.of()),
         fleet.monitor.evidence(fleet.of()),
     )
+
+
+def test_what_the_others_did_waits_a_minute_for_those_whom_it_reaches() -> None:
+    fleet = Fleet(ramping())
+    fleet.monitor.record(served(OUT))
+    assert Arm() == fleet.monitor.signals(fleet.of()).control
+    fleet.now += WAITS_S - 1
+    fleet.monitor.record(served(OUT))
+    assert Arm() == fleet.monitor.signals(fleet.of()).control
+    fleet.monitor.record(served(IN))
+    told = fleet.monitor.signals(fleet.of())
+    assert (1, 2) == (told.canary.requests, told.control.requests)
+
+    fleet.monitor.record(served(OUT))
+    assert Arm() == fleet.monitor.signals(fleet.of()).control
+    fleet.now += WAITS_S
+    assert Arm(requests=1) == fleet.monitor.signals(fleet.of()).control
+    # Those whom it reaches wait for nobody: there may be no others.
+    fleet.monitor.record(served(IN))
+    assert 1 == fleet.monitor.signals(fleet.of()).canary.requests
 
 
 # --- one rollout, step by step ------------------------------------------------------------------------------------
@@ -222,6 +246,23 @@ def test_whoever_asks_knows_of_a_move_before_the_next_request() -> None:
     assert 2 == fleet.monitor.signals(later).canary.requests
 
 
+def test_a_step_that_ends_while_it_is_asked_for_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = Fleet(ramping())
+    before, real = fleet.of(), performance._compared
+
+    def compared(*args: Any) -> Any:
+        monkeypatch.setattr(performance, "_compared", real)
+        fleet.move("advance")
+        fleet.monitor.record(served(IN))
+        return real(*args)
+
+    fleet.monitor.record(served(IN))
+    monkeypatch.setattr(performance, "_compared", compared)
+
+    assert Evidence(fence=4) == fleet.monitor.evidence(before)
+    assert 1 == fleet.monitor.evidence(fleet.of()).sessions
+
+
 def test_a_rollout_that_only_the_one_who_asks_knows_of_is_counted_from_then_on() -> None:
     fleet = Fleet()
     assert Signals() == fleet.monitor.signals(ramping())
@@ -241,7 +282,7 @@ def test_the_next_rollout_of_a_subject_has_nothing_of_the_one_before() -> None:
     assert (Arm(requests=1), 0) == (told.canary, told.canary_run)
 
 
-@pytest.mark.parametrize("state", ["planned", "expanded", "shadow", "rolled_back", "finalized"])
+@pytest.mark.parametrize("state", ["planned", "expanded", "rolled_back", "finalized"])
 def test_a_rollout_that_reaches_nobody_or_is_over_has_no_signals(state: Any) -> None:
     fleet = Fleet(Rollout(subject=V2, state=state, since=0))
     fleet.monitor.record(served(IN, failed=True))
@@ -249,6 +290,17 @@ def test_a_rollout_that_reaches_nobody_or_is_over_has_no_signals(state: Any) -> 
     assert Signals() == fleet.monitor.signals(fleet.of())
     assert Evidence(fence=0) == fleet.monitor.evidence(fleet.of())
     assert {} == fleet.monitor.findings()
+
+
+def test_in_shadow_each_sync_is_evidence_and_nobody_is_on_its_side() -> None:
+    """Nobody is given anything, and everybody's answers are compared."""
+    fleet = Fleet(Rollout(subject=V2, state="shadow", since=0))
+    for graph in (IN, OUT):
+        fleet.monitor.record(served(graph, pulled=True, wire="inbetweenies-v1"))
+    fleet.monitor.record(served(IN, failed=True))
+
+    assert Evidence(fence=0, sessions=2, pulls=2) == fleet.monitor.evidence(fleet.of())
+    assert 0 == fleet.monitor.signals(fleet.of()).canary.requests
 
 
 def test_each_rollout_has_its_own_sides() -> None:
@@ -474,7 +526,7 @@ def test_a_request_is_not_failed_by_who_cannot_say_what_is_rolled_out() -> None:
 
 # --- planted bugs -------------------------------------------------------------------------------------------------
 
-ASKED_TWICE = [served(IN), ("signals", True), ("signals", True)]
+ASKED_TWICE = [served(IN), ("signals", True)]
 GIVEN_BACK = [served(IN, pulled=True), ("signals", False), ("evidence", False)]
 
 

@@ -18,14 +18,15 @@ from inbetweenies.errors import InbetweeniesError, LocalProtocolError, StoreBusy
 from inbetweenies.model import Document
 from inbetweenies.ops import rollouts as module
 from inbetweenies.ops.preflight import preflight
-from inbetweenies.ops.rollouts import Done, NotReady, RolloutControl, watch_document
+from inbetweenies.ops.rollouts import Done, NotReady, RolloutControl
 from inbetweenies.registry import DOCUMENT as REGISTRY
 from inbetweenies.registry import Decision, Decisions, State
 from inbetweenies.registry import document_of as registry_body
 from inbetweenies.rollout import canary, triggers
 from inbetweenies.rollout.canary import EVIDENCE, Bar, Evidence, NotYet, Seen
 from inbetweenies.rollout.states import DOCUMENT, Event, Rollout, RolloutMoved, Rollouts, document_of, rollouts_in
-from inbetweenies.rollout.triggers import Watch
+from inbetweenies.rollout.triggers import DOCUMENT as WATCHES
+from inbetweenies.rollout.triggers import Watch, Watches
 from inbetweenies.store import Store
 from inbetweenies.stores.keeper import run_now
 from inbetweenies.wire import load
@@ -334,6 +335,16 @@ def test_what_cannot_be_rolled_out_is_refused_and_nothing_is_kept(subject: str, 
     assert Rollouts() == control(store).rollouts()
 
 
+def test_what_was_started_while_it_could_be_is_looked_at_again() -> None:
+    store = MemoryStore()
+    with pytest.raises(NotReady):
+        control(store).start(V2, preflight=lambda: BROKEN)
+    put(store, REGISTRY, registry_body(Decisions(versions={V2: Decision(state="accepted")})))
+    with pytest.raises(LocalProtocolError, match="expected a wire version that is offered"):
+        control(store).start(V2)
+    assert "planned" == control(store).rollouts().of(V2).state
+
+
 def test_of_several_versions_one_at_least_is_offered_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     store, real = decided(v1="accepted"), load()
     monkeypatch.setattr(module, "load", lambda: {**real, "inbetweenies-v3": real[V2]})
@@ -398,7 +409,7 @@ def test_where_it_stands_is_told_with_what_it_lacks() -> None:
     evidence = Evidence(fence=rollout.fence, sessions=12, pushes=1, pulls=1, conflicts=1)
     watch = Watch(rollout=rollout.id, rung="freeze")
     put(store, EVIDENCE, canary.document_of(Seen(evidence={rollout.id: evidence})))
-    put(store, watch_document(V2), triggers.document_of(watch))
+    put(store, WATCHES, triggers.document_of(Watches().put(watch)))
     standing = control(store, Bar(), at=Bar().wait_us).standing(V2)
 
     assert (rollout, evidence, Bar(), watch) == (standing.rollout, standing.evidence, standing.bar, standing.watch)
@@ -408,7 +419,7 @@ def test_where_it_stands_is_told_with_what_it_lacks() -> None:
 def test_where_it_stands_is_told_also_if_the_evidence_cannot_be_read() -> None:
     store = Dying()
     one = taken_to(store, "ramp 1")
-    for name in (EVIDENCE, watch_document(V2)):
+    for name in (EVIDENCE, WATCHES):
         put(store, name, b"[]")
 
     assert ("evidence that can be read", "a watch that can be read") == one.standing(V2).missing
@@ -460,8 +471,10 @@ def test_taking_back_waits_for_nobody() -> None:
     done = control(store).rollback(V2)
 
     assert ("ramp 1", "rolled_back") == (where(done.before) if done.before else None, done.after.state)
+    kept = run_now(store.document(DOCUMENT))
     again = control(store).rollback(V2)
     assert (done.after, False) == (again.after, again.changed)
+    assert kept == run_now(store.document(DOCUMENT))  # not even written anew
 
 
 def test_of_two_who_take_it_back_one_finds_it_done() -> None:
@@ -576,6 +589,16 @@ def test_a_full_disk_speaks_against_it(db: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * size - 1))
     [told] = preflight(db)
     assert f"{3 * size - 1:,} bytes are free" in told
+
+
+def test_what_is_in_the_write_ahead_log_takes_room_too(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = SqliteStore(db, journal=False, heads=False)
+    put(store, "more", b"x" * 65536)
+    usage = shutil.disk_usage(db.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * db.stat().st_size))
+    [told] = preflight(db)
+    run_now(store.close())
+    assert "are needed: make room" in told
 
 
 def test_errors_are_ours() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from inbetweenies import EmergencyTriggers, Feature, MemoryStore, PerformanceMonitor, SqliteStore, registry
 from inbetweenies.errors import LocalProtocolError, StoreBusy, StoreCorrupt
 from inbetweenies.model import Document
-from inbetweenies.ops.performance import Served
+from inbetweenies.ops.performance import WAITS_S, Served
 from inbetweenies.ops.triggers import ACTOR, FOLLOWED_US, INTERVAL_S, OVERDUE_S, Action
 from inbetweenies.registry import Decision, decisions_in
 from inbetweenies.rollout import flags, states, triggers
@@ -91,7 +91,12 @@ class Process:
 
     def __init__(self, store: Store, **options: Any) -> None:
         self.store = store
-        self.monitor = PerformanceMonitor(store, rollouts=lambda: rollouts_in(run_now(store.document(states.DOCUMENT))))
+        self.seconds = 0.0
+        self.monitor = PerformanceMonitor(
+            store,
+            rollouts=lambda: rollouts_in(run_now(store.document(states.DOCUMENT))),
+            monotonic=lambda: self.seconds,
+        )
         self.told: list[Action] = []
         self.now = [0]
         fixed: dict[str, Any] = {"on_action": self.told.append, "clock": lambda: self.now[0], "installed": (V2, V1)}
@@ -144,6 +149,8 @@ def check_kept_once(story: list[Any], failing: list[bool]) -> None:
         canary, control = (canary + one, control) if graph == IN else (canary, control + one)
         sessions += graph == IN and not failed
     for process in processes:
+        process.look()
+        process.seconds += WAITS_S
         process.look()
 
     bets = watch_of(store).bets
@@ -365,6 +372,8 @@ def test_the_versions_that_are_installed_here_are_known() -> None:
     process.look()
 
     assert "disabled" == decided(store)
+    # It is evidence against the step at which it was found, and against no other.
+    assert {Evidence(fence=4, breaches=1)} == {*seen_in(run_now(store.document(EVIDENCE))).evidence.values()}
 
 
 def test_a_feature_is_switched_off_with_all_that_need_it() -> None:
@@ -387,7 +396,8 @@ def test_what_is_broken_later_is_somebody_elses_doing() -> None:
     # Nor is what people have taken back themselves.
     store, process = watched(breaches=lambda: tuple(broken))
     act(store, "roll_back")
-    assert [] == process.look()
+    assert [[]] * 4 == [process.look() for _ in range(4)]
+    assert "deployed" == decided(store)
     put(store, Rollout(subject=V2, state="planned", since=0))
     assert [] == process.look()
 
@@ -613,6 +623,25 @@ def test_one_rollout_is_taken_back_and_the_others_go_on() -> None:
     store.away = True
     with pytest.raises(StoreBusy):
         process.triggers.trigger_rollback("fire")
+
+
+def test_who_takes_back_by_hand_while_others_move_something_does_so_once() -> None:
+    class Overtaken(Shaky):
+        async def put_document(self, name: str, body: bytes, *, revision: int) -> bool:
+            if self.away:
+                self.away = False
+                act(self, "hold")
+            return await super().put_document(name, body, revision=revision)
+
+        def _fail(self) -> None:
+            """Is always there."""
+
+    store = Overtaken()
+    put(store, ramping())
+    store.away = True
+
+    assert ["roll_back"] == [one.what for one in Process(store).triggers.trigger_rollback("a fire")]
+    assert ["hold", "roll_back"] == [move.event for move in of(store).log]
 
 
 def test_taking_back_by_hand_does_not_wait_for_a_look() -> None:

@@ -21,6 +21,7 @@ from inbetweenies import rewind
 from inbetweenies.errors import StoreError
 from inbetweenies.model import Cursor, Device, Event, Head, Held, Reads, Row, Span, Writes
 from inbetweenies.stores import journal as journals
+from inbetweenies.stores.heads import Heads
 from inbetweenies.stores.journal import (
     Commit,
     Discard,
@@ -160,6 +161,70 @@ def test_nothing_is_acknowledged_that_the_journal_does_not_hold(site: Site, code
     os.truncate(segment, size)
     site.set_back(None)
     assert {"e1", "e2", "e3"} == names(site.held())
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_nobody_is_told_what_the_journal_does_not_hold(site: Site, write: bool) -> None:
+    """Or a time that was handed out would be gone with the database."""
+    disk = Disk()
+    store = site.open(journal=Journal(f"{site.path}.journal", sync=disk), heads=True)
+    run(commit(store, "g", entity("e1", "v1")))
+    disk.error = OSError(28, os.strerror(28))
+    with pytest.raises(StoreError, match="kept outside as well"):
+        run(commit(store, "g", entity("e2", "v1")))
+
+    async def look() -> set[str]:
+        async with store.transaction("g", write=write) as tx:
+            return names(await tx.read(Reads(span=ALL)))
+
+    with pytest.raises(StoreError, match="kept outside as well"):
+        run(look())
+    assert not run(read(store, "other", Reads(span=ALL))).span  # of another graph nothing is missing
+    disk.error = None
+    assert {"e1", "e2"} == run(look())
+    assert 2 == next(end.cursor.seq for end in Heads(site.path).all() if end.graph == "g")
+    run(look())
+    site.set_back(None)
+    assert {"e1", "e2"} == names(site.held())
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_backup_made_amid_what_the_journal_took_as_one_is_led_on_from_there(site: Site, more: bool) -> None:
+    disk = Disk()
+    store = site.open(journal=Journal(f"{site.path}.journal", sync=disk))
+    run(commit(store, "g", entity("e1", "v1"), entity("gone", "v1")))
+    [first] = site.journal.segments()
+    size = first.stat().st_size
+    disk.error = OSError(28, os.strerror(28))
+    for row in (entity("e1", "v2"), entity("e2", "v1")):
+        with pytest.raises(StoreError, match="kept outside as well"):
+            run(commit(store, "g", row))
+    os.truncate(first, size)
+    for path in site.journal.segments()[1:]:
+        path.unlink()
+    with (
+        closing(sqlite3.connect(site.path)) as source,
+        closing(sqlite3.connect(backup := site.path.with_name("kept"))) as kept,
+    ):
+        source.backup(kept)
+    disk.error = None
+    run(commit(store, "g", entity("e2", "v2"), entity("gone", "v2"), entity("e1", "v3")))
+    if more:
+        run(commit(store, "g", entity("e4", "v1")))
+    head = site.head(store)
+    site.close()
+    assert [(2, 7)] == [
+        (record.before.seq, record.after.seq) for record in site.records()[1:2] if isinstance(record, Commit)
+    ]
+
+    site.set_back(backup)
+    held = site.held()
+
+    assert (head.cursor, head.digest) == (held.head.cursor, held.head.digest)
+    assert [("e1", "v3"), ("e2", "v2"), ("gone", "v2")] == sorted(
+        (row.id, row.version) for row in held.span if row.id != "e4"
+    )
+    assert DEVICE not in {row.via for row in held.span}
 
 
 def what_is_acknowledged_outlives_the_database(site: Site) -> None:

@@ -21,18 +21,21 @@ PROXY_ANSWERS: Final[dict[str, tuple[bool, bytes]]] = {
 
 
 class Reply(Struct, frozen=True):
-    """What the server said to one delivery of a letter. `generation` counts the restores that came before it."""
+    """What the server said to one delivery of a letter. `generation` counts the restores that came before it, `start`
+    the starts."""
 
     body: bytes
     ok: bool
     generation: int
+    start: int
 
 
 class Letter(Struct, eq=False):
     """One message of a device, and every answer to it.
 
     `exchange` tells its sender whether it still waits for the answer. `settled` is the generation of the server in
-    which a delivery left nothing to be done by another one, None if there was none yet.
+    which a delivery left nothing to be done by another one, None if there was none yet. `confirms` is the start of the
+    server that gave the answer which a v1 ack is for.
     """
 
     n: int
@@ -45,6 +48,7 @@ class Letter(Struct, eq=False):
     odd: bool = False
     deliveries: int = 0
     settled: int | None = None
+    confirms: int | None = None
     replies: list[Reply] = []
 
 

@@ -77,6 +77,7 @@ class KeptMemory:
         return KeptMemory(self.memory.copy(), dict(self.births))
 
     def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[BaseTransaction | Kept]:
+        write = write or self.keeper.lacks(graph)
         inner = self.memory.transaction(graph, write=write)
         return Kept(inner, graph, self) if write else inner
 

@@ -25,7 +25,7 @@ from .clock import SECOND, START, Clock
 from .devices import Device, expects
 from .invariants import Invariant, NoAckedWriteLost, Served
 from .network import PROXY_ANSWERS, Damage, Letter, Reply, damaged
-from .server import Server
+from .server import Roll, Server
 
 if TYPE_CHECKING:
     from .world import SimulatedWorld
@@ -113,6 +113,9 @@ class Stage:
         #: again although they hold something, of a server that has started since.
         self._answered: dict[int, int] = {}
         self._unheard: set[int] = set()
+        #: The start of the server whose answer a v1 device heard last; and those of which an ack came to a later one.
+        self._heard: dict[int, int] = {}
+        self._mistaken: set[int] = set()
         self._trace = blake2b(digest_size=16)
         rules = [rule(self) for rule in world.invariants]
         self.rules: dict[type[Invariant], Invariant] = dict(zip(world.invariants, rules, strict=True))
@@ -175,7 +178,12 @@ class Stage:
             return True
         # That a client heard an answer and did not ack it is kept in memory only; so after a restart one that asks for
         # everything is taken for a new one, and is told nothing of what was deleted (PROTOCOL 8.15).
-        return device.number in self._unheard or (device.twinned and device.number in self._clocks_ahead)
+        if device.number in self._unheard:
+            return True
+        # For the same reason an ack that comes late, after a restart and another answer, confirms that one (8.6). What
+        # it asks for by its own clock then saves whoever's clock is not ahead.
+        mistaken = device.twinned or device.number in self._mistaken
+        return mistaken and device.number in self._clocks_ahead
 
     # --- people
 
@@ -227,6 +235,8 @@ class Stage:
         if isinstance(client, V1) and client.phase == "request" and self._looks_new(device, client):
             self._unheard.add(device.number)
         letter = Letter(n, device.number, device.exchange, client.kind, client.wire, body, client.pushed)
+        if isinstance(client, V1) and client.phase == "ack":
+            letter.confirms = self._heard.get(device.number)
         self.letters[n] = letter
         self._trace.update(body)
         if self.tell is not None:
@@ -264,7 +274,9 @@ class Stage:
         answer, met = server.serve(damaged(letter.body, damage), device.graph, fault)
         reply = None
         if answer is not None:
-            reply = Reply(answer.body, answer.status == 200, server.generation)
+            reply = Reply(answer.body, answer.status == 200, server.generation, server.starts)
+            if letter.confirms not in (None, server.starts):
+                self._mistaken.add(device.number)
             letter.replies.append(reply)
             self._trace.update(answer.body)
             if b'"type":"sync_request"' in letter.body:
@@ -323,6 +335,8 @@ class Stage:
             return False
         client = device.client
         client.listen(damaged(reply.body, damage), ok=reply.ok)
+        if b'"type":"sync_request"' in letter.body:
+            self._heard[device.number] = reply.start
         if client.wire == V1.wire and client.now > self.server_clock():
             self._clocks_ahead.add(device.number)
         if self.tell is not None:
@@ -399,6 +413,7 @@ class Stage:
             ledger.told = -1  # what comes back does so to the letter
             ledger.follow(NOTHING, restarted=True)
             ledger.told = max(ledger.told, before.told)
+            ledger.unplaced |= before.unplaced  # v1 clients remember what they were shown before
             gone = [row for row in before.rows if (row.kind, row.id, row.version) not in ledger.by_version]
             self.rewound.update(row.id if row.kind == "entity" else row.from_id for row in gone)
             for rule in self.rules.values():
@@ -448,6 +463,14 @@ class Stage:
     def on_on(self, wire: str) -> None:
         self.server.switch_on(wire)
         self.say(f"{wire} is on")
+
+    def on_roll(self, verb: Roll, in_a_request: bool) -> bool:
+        """The rollout of the newest wire version is moved: now, or between the beginning of the next request and its
+        transaction."""
+        done = self.server.roll(verb, in_a_request=in_a_request)
+        if done:
+            self.say(f"the newest wire version: {verb}" + (", in the next request" if in_a_request else ""))
+        return done
 
     # --- the devices' accidents
 
@@ -539,10 +562,13 @@ class Stage:
         if not isinstance(client, ModernV2):
             return 0  # they do not page
         image = client.store.image
-        pulled = len(self.ledger(device.graph).rows)
+        logged = len(self.ledger(device.graph).rows)
+        given_back = len(image.copies) if self.server.generation else 0
         # What was refused may be said again once the rest is there.
-        pushed = 2 * len(image.pending) + (len(image.copies) if self.server.generation else 0)
-        listed = pulled if self.server.generation else 0
+        pushed = 2 * len(image.pending) + given_back
+        # What it sends stands after what it has yet to be told, and is then in the pages that it goes through.
+        pulled = logged + len(image.pending) + given_back
+        listed = logged if self.server.generation else 0
         setting = self.setting
         return -(-pulled // setting.page_rows) + -(-pushed // setting.batch) + -(-listed // setting.listing_rows)
 

@@ -6,14 +6,16 @@ and how an edit of one changes it, `graph` for what is read to that end, `pull` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, UnsetType
 
 from ...limits import Limits
-from ...model import Context, Plan, SyncRequest, SyncResponse, Telling, format_time
+from ...model import Context, Head, Plan, Row, SyncRequest, SyncResponse, Telling, format_time
+from ...rollout.shadow import Shown, View
 from .. import Follow, Negotiation, Unseen
-from . import codec, lens, pull, push, unseen
+from . import codec, lens, pull, push, shadow, unseen
 from .codec import Done, Message, Push, Read, SyncAckResponse
 
 
@@ -63,6 +65,20 @@ class V1:
     def unseen(self) -> Plan[Unseen]:
         """PROTOCOL 8.12: what of a graph is not shown."""
         return unseen.unseen()
+
+    # PROTOCOL 12.10: what it shows of a whole graph.
+
+    def everything(self) -> bytes:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.everything()
+
+    def shown(self, answer: bytes) -> Iterable[Shown]:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.shown(answer)
+
+    def view(self, head: Head, rows: Sequence[Row]) -> View:
+        """See `inbetweenies.rollout.shadow.Shadowed`."""
+        return shadow.view(head, rows)
 
 
 WIRE: Final = V1()

@@ -244,7 +244,7 @@ class _Telling:
         return gone
 
     def _tell(self, type_: str, operation: str, records: Iterable[Record]) -> Generator[bytes, Held, None]:
-        self.changes.add([_change(type_, record, operation, self._token) for record in records])
+        self.changes.add([change_of(type_, record, operation, self._token) for record in records])
         if self.changes.size > _PIECE_BYTES:
             yield self.changes.take()
 
@@ -290,7 +290,8 @@ def _may_stand_in(row: Row, earlier: Iterable[Row], after: int) -> bool:
     return is_new or len(states) > 1 or _turned(row, earlier)
 
 
-def _change(type_: str, record: Record, operation: str, token: str) -> DeltaChange:
+def change_of(type_: str, record: Record, operation: str, token: str) -> DeltaChange:
+    """PROTOCOL 8.3: how an answer tells of a record."""
     return DeltaChange(
         entity_type=type_,
         entity_id=record.id,

@@ -1,0 +1,147 @@
+"""How a server watches what is rolled out while it serves (PROTOCOL 12): requests are counted, and looked at.
+
+One for each application. Of several processes on one store each counts its own requests, and looks at them by itself;
+what they find comes together in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from ..exchange import Reply
+from ..ops.performance import PerformanceMonitor, Served
+from ..ops.triggers import EmergencyTriggers
+from ..rollout.health import exposition
+from ..router import ProtocolFallback
+
+#: What a refusal is counted as of which nobody knows what it would have become.
+UNKNOWN: Final = "sync"
+
+
+class Audit(Protocol):
+    """Looks whether invariants hold, such as `DataIntegrityMonitor` and `ShadowComparison`."""
+
+    def monitor(self) -> Coroutine[Any, Any, Any]:
+        """Look until cancelled."""
+
+    def breaches(self) -> tuple[str, ...]:
+        """What is broken now, in words; the same words as long as it is the same."""
+
+
+class Watching:
+    """On the event loop of an application.
+
+    Args:
+        audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
+        monotonic: seconds.
+    """
+
+    def __init__(self, router: ProtocolFallback, audits: Sequence[Audit], monotonic: Callable[[], float]) -> None:
+        self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
+        self.triggers = EmergencyTriggers(
+            router.store,
+            self.monitor,
+            breaches=self._breaches,
+            clock=router.clock,
+            monotonic=monotonic,
+        )
+        self._audits = tuple(audits)
+        self._thread = _Thread(self._audits)
+        self._under_way: frozenset[str] = frozenset()
+        self._before: frozenset[str] = frozenset()  # what was broken when these began
+        self._router = router
+        self._monotonic = monotonic
+        self._looking: asyncio.Task[None] | None = None
+
+    def count(self, graph: str, began: float, reply: Reply | None) -> None:
+        """Count a sync message of `graph`; `reply` is None if there was none."""
+        seen = None if reply is None else reply.sighting
+        effect = None if reply is None else reply.effect
+        self.monitor.record(
+            Served(
+                graph=graph,
+                operation=UNKNOWN if seen is None else "push" if seen.wrote else "pull",
+                micros=int((self._monotonic() - began) * 1_000_000),
+                failed=reply is None or reply.status >= 500,
+                away=reply is not None and reply.status == 503,
+                pushed=effect is not None and effect.pushed,
+                pulled=effect is not None and effect.pulled,
+                conflicts=effect is not None and effect.conflicts,
+                whole=effect is not None and effect.whole,
+                wire=None if reply is None else reply.served,
+            )
+        )
+
+    def exposition(self) -> str:
+        """All that this process counted, in the text format of Prometheus. Reads the store: for a thread."""
+        return exposition((*self.monitor.metrics(), *self.triggers.metrics()))
+
+    def start(self) -> None:
+        """The application begins to serve."""
+        if self._audits:
+            self._thread.start()
+
+    def keep(self) -> None:
+        """See to it that somebody looks, as long as a rollout decides to whom something is given."""
+        if self._looking is not None and not self._looking.done():  # done: with the event loop that it ran on
+            return
+        if self._router.orders.governing:
+            self._looking = asyncio.create_task(self.triggers.monitor())
+
+    async def close(self) -> None:
+        """Look no more."""
+        looking, self._looking = self._looking, None
+        if looking is not None:
+            looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await looking
+        await asyncio.to_thread(self._thread.stop)
+
+    def _breaches(self) -> tuple[str, ...]:
+        """What is broken since the newest rollout began: what was so before is none of its doing."""
+        found = tuple(line for audit in self._audits for line in audit.breaches())
+        under_way = frozenset(one.id for one in self._router.orders.rollouts.rollouts.values())
+        if under_way != self._under_way:
+            self._under_way, self._before = under_way, frozenset(found)
+        return tuple(line for line in found if line not in self._before)
+
+
+class _Thread:
+    """In which audits look for as long as their application serves. They read a slice at a time, which would keep an
+    event loop from everything else."""
+
+    def __init__(self, audits: Sequence[Audit]) -> None:
+        self._audits = audits
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(self._monitor())
+        self._thread = threading.Thread(target=self._run, name="inbetweenies-audit", daemon=True)
+        self._thread.start()
+
+    async def _monitor(self) -> None:
+        async with asyncio.TaskGroup() as together:
+            for audit in self._audits:
+                together.create_task(audit.monitor())
+
+    def _run(self) -> None:
+        assert self._loop is not None
+        assert self._task is not None
+        with contextlib.closing(self._loop), contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._task)
+
+    def stop(self) -> None:
+        """Returns when the last slice was read."""
+        if self._thread is None or self._loop is None or self._task is None:
+            return
+        with contextlib.suppress(RuntimeError):  # it has ended by itself
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join()
+        self._thread = None
