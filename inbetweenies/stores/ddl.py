@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Final
@@ -61,7 +61,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         _probe(connection)
         connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.set_authorizer(_inside)
+            connection.set_authorizer(_inside(connection))
             try:
                 yield connection
             finally:
@@ -72,7 +72,8 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
             # SQLite may have rolled back by itself; and an error here must not hide the one that brought us here.
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
+            # By its words: where a table is made, the code is that of any error.
+            if isinstance(error, sqlite3.Error) and "not authorized" in str(error):
                 raise LocalProtocolError(
                     "expected no BEGIN, COMMIT, ROLLBACK or executescript(), and no PRAGMA foreign_keys, inside of a "
                     "migration; got one: let the block end, or use SAVEPOINT. Nothing was changed"
@@ -82,10 +83,16 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]
         connection.execute(f"PRAGMA foreign_keys = {enforced}")
 
 
-def _inside(action: int, one: str | None, other: str | None, *_: str | None) -> int:
-    """What may be done inside: all but ending the transaction, and what would silently do nothing."""
-    pragma = action == sqlite3.SQLITE_PRAGMA and (one or "").lower() == "foreign_keys" and other is not None
-    return sqlite3.SQLITE_DENY if pragma or action == sqlite3.SQLITE_TRANSACTION else sqlite3.SQLITE_OK
+def _inside(connection: sqlite3.Connection) -> Callable[..., int]:
+    """What may be done inside: all but what commits, and what would silently do nothing. A rollback ends it, as SQLite
+    may do by itself: then nothing more may be done, since nobody could take that back."""
+
+    def allowed(action: int, one: str | None, other: str | None, *_: str | None) -> int:
+        pragma = action == sqlite3.SQLITE_PRAGMA and (one or "").lower() == "foreign_keys" and other is not None
+        commits = action == sqlite3.SQLITE_TRANSACTION and one != "ROLLBACK"
+        return sqlite3.SQLITE_DENY if pragma or commits or not connection.in_transaction else sqlite3.SQLITE_OK
+
+    return allowed
 
 
 def _check(connection: Any) -> None:

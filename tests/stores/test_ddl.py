@@ -89,7 +89,6 @@ def test_rows_that_refer_to_what_is_gone_are_told_and_nothing_is_changed(db: sql
     "commit",
     [
         lambda db: db.commit(),
-        lambda db: db.rollback(),
         lambda db: db.execute("COMMIT"),
         lambda db: db.execute("BEGIN"),
         lambda db: db.executescript("CREATE TABLE more (id TEXT);"),
@@ -104,6 +103,20 @@ def test_nobody_commits_inside(db: sqlite3.Connection, commit: Any) -> None:
     assert {"homes", "rooms"} == names(db)
     db.execute("BEGIN")  # may be done again
     db.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_one_that_rolls_back_inside_leaves_nothing_behind(db: sqlite3.Connection, more: bool) -> None:
+    with (
+        pytest.raises(LocalProtocolError, match=r"something ended it|inside of a migration"),
+        migration_transaction(db),
+    ):
+        db.execute("CREATE TABLE zones (id TEXT)")
+        db.rollback()
+        if more:
+            db.execute("CREATE TABLE more (id TEXT)")
+
+    assert {"homes", "rooms"} == names(db)
 
 
 def test_one_that_swallows_what_it_was_told_has_not_committed_either(db: sqlite3.Connection) -> None:
