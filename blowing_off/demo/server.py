@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -83,12 +82,13 @@ class Server:
         try:
             line = process.stdout.readline()
         finally:
+            late = guard.finished.is_set()
             guard.cancel()
         found = re.search(r"http://\S+", line)
         if found is None:
             log = self._log.read_bytes()[said_before:].decode(errors="replace").split("\n")
             said = next((line.strip() for line in reversed(log) if line.strip()), "nothing")
-            ended = "was not ready in time" if process.wait(STOP_SECONDS) == -signal.SIGKILL else "ended"
+            ended = f"did not within {START_SECONDS} s" if late else "ended"
             raise DemoError(f"expected the server process to listen; it {ended} and said: {said}")
         return found[0]
 
