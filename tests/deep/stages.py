@@ -140,7 +140,9 @@ STAGES: Final = {
         1,
         ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
     ),
-    "drill": Stage("drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill",)),
+    "drill": Stage(
+        "drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill/each.py",)
+    ),
     "migrate": Stage(
         "{count} made-up deployed databases imported, interrupted and undone",
         2_000,
