@@ -250,11 +250,14 @@ class Sync(Reconciliation):
         return self.client.nonces()
 
     async def exchange(self, ask: Ask) -> Answer | None:
-        """One message, there and back; None if the answer does not count, and another version is to be tried.
+        """One message, there and back; None if the answer does not count, or it cannot be said, and another version is
+        to be tried.
 
         Raises:
             TransportError: no answer, or none that can be believed to be one to this message; nothing was absorbed.
         """
+        if not self.talk.in_rows:
+            return None  # the answer before this one said that another version comes first by now
         self.messages += 1
         answer = self._told(await self.transport.post(SYNC_PATH, self.talk.wire.ask(ask)))
         if answer is not None and not believed(answer, ask):

@@ -25,6 +25,8 @@ from .cli_backup import backup, restore, verify
 from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_portable import export, import_command
+from .cli_preflight import preflight
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -83,6 +85,7 @@ def commands() -> None:
     """A sync server for mixed fleets: old and new clients in one graph, and no write is ever lost."""
 
 
+commands.add_command(preflight)
 commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(rollout)
@@ -95,6 +98,8 @@ commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(export)
+commands.add_command(import_command)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------
@@ -154,6 +159,7 @@ def serve(
     from .merge import manual as by_hand
     from .ops.integrity import DataIntegrityMonitor
     from .ops.policies import PolicyFile, standard
+    from .ops.shadow import ShadowComparison
     from .router import ProtocolFallback
     from .stores import SqliteStore
 
@@ -190,7 +196,7 @@ def serve(
                 admin_password=password,
                 admin_graph=graph,
                 auth=not no_auth,
-                integrity=DataIntegrityMonitor(store),
+                audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
                 rollout_policy=decides,
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
@@ -330,7 +336,7 @@ def drill(db: Path | None, flips: int, names: tuple[str, ...], every: bool, as_j
     """Rehearse a rollout, its failure, its rollback and a restore on a copy, and see whether a write gets lost.
 
     Two server processes serve the copy to old and new clients that write all the time. The database itself is only
-    read. Exits with 1 unless every criterion is met.
+    read. Exits with 1 unless every criterion is met; what it came to is kept for `inbetweenies preflight`.
 
     The small scenarios rehearse one row of the decision matrix each, on made-up requests and a store of their own, and
     need neither.

@@ -11,7 +11,6 @@ import httpx
 import msgspec
 from msgspec import Raw
 
-from inbetweenies.errors import InbetweeniesError
 from inbetweenies.limits import canonical
 from inbetweenies.model import Entity, Relationship
 from inbetweenies.testing.fleet_base import Done, World
@@ -22,6 +21,7 @@ from ..demo.basics import SYNC, V1, V2, Record
 from ..demo.clients import RecordClient, bearer, checked, digest_of
 from ..demo.ledger import Ledger as Drafts
 from ..reports import SyncReport
+from ..transport import HttpTransport
 from .basics import DrillError
 from .ledger import Acked, Ledger, Request
 
@@ -56,9 +56,9 @@ class Member(ABC):
             if self.busy:
                 await self.edit()
             await self.sync()
-        except (InbetweeniesError, httpx.HTTPError) as error:
+        except Exception as error:  # noqa: BLE001 - a client that breaks is what a drill is to find
             if not any(one.client == self.name and not one.ok for one in self.ledger.requests[known:]):
-                # Every answer was a success, and yet it was none.
+                # Every answer was a success, and yet none that could be used.
                 seconds = time.monotonic() - at
                 why = f"{type(error).__name__}: {error}"[:300]
                 self.ledger.requests.append(
@@ -79,7 +79,7 @@ class Member(ABC):
 
     @abstractmethod
     async def sync(self) -> None:
-        """One sync. Raises `InbetweeniesError` or `httpx.HTTPError`: it ended early."""
+        """One sync. Whatever is raised, it ended early."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -234,9 +234,12 @@ class Ours(Member):
     """A `BlowingOffClient`: it offers both versions, keeps what only the newer one can say until that can be said, and
     gives back what a server has lost."""
 
-    def __init__(self, name: str, graph: str, ledger: Ledger, client: BlowingOffClient) -> None:
+    def __init__(
+        self, name: str, graph: str, ledger: Ledger, *, client: BlowingOffClient, transport: HttpTransport
+    ) -> None:
         super().__init__(name, graph, ledger)
         self.client = client
+        self._transport = transport
         self.report: SyncReport | None = None  # of the newest sync
         self._made: dict[Key, dict[str, Any]] = {}
 
@@ -301,3 +304,4 @@ class Ours(Member):
 
     async def close(self) -> None:
         await self.client.close()
+        await self._transport.aclose()

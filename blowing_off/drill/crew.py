@@ -72,19 +72,18 @@ class Crew:
         transport = HttpTransport(self.site.urls[0], token, tries_max=1, http=balancer)
         path = self.site.folder / f"{name}.blow"
         client = BlowingOffClient(path, transport=transport, user=name, device=name, clock=self.clock)
-        return Ours(name, graph, self.ledger, client)
+        return Ours(name, graph, self.ledger, client=client, transport=transport)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """While this lasts, everybody edits and syncs, again and again. What a client cannot cope with ends it."""
+        """While this lasts, everybody edits and syncs, again and again."""
         over = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            for member in self.members:
-                tasks.create_task(self._work(member, over))
-            try:
-                yield
-            finally:
-                over.set()
+        tasks = [asyncio.create_task(self._work(member, over)) for member in self.members]
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.gather(*tasks)
 
     async def _work(self, member: Member, over: asyncio.Event) -> None:
         while not over.is_set():

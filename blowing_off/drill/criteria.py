@@ -62,7 +62,7 @@ def criteria(found: Findings, ledger: Ledger, clients: Iterable[str]) -> list[Cr
 def _losses(found: Findings, ledger: Ledger) -> list[Criterion]:
     failures = ledger.failures()
     lost, again, gone = found.lost, found.lost_by_restore, found.forgotten
-    unequal = [one.name for one in found.replicas if not one.equal]
+    unequal = [f"{one.name}, {one.unequal}" for one in found.replicas if not one.equal]
     return [
         Criterion(
             name="acknowledged writes lost",
@@ -81,7 +81,7 @@ def _losses(found: Findings, ledger: Ledger) -> list[Criterion]:
             name="values lost that only the newer version can say",
             value=len(gone),
             limit=0,
-            why=f"of {sum(len(one.says) for one in ledger.keepsakes)}"
+            why=f"of {sum(len(one.says) for one in ledger.kept())}"
             + _first(f"{name} of {one.kind} {one.id} in {one.graph}" for one, name in gone),
         ),
         Criterion(name="backup verified", value=found.backup, limit="good"),

@@ -25,7 +25,17 @@ class Compared(Struct, frozen=True, kw_only=True):
 
     @property
     def equal(self) -> bool:
-        return self.digest == self.server and self.told and not self.waiting
+        return not self.unequal
+
+    @property
+    def unequal(self) -> str:
+        """In what it differs, in words; empty if in nothing."""
+        told = (
+            (bool(self.waiting), f"{self.waiting} rows wait"),
+            (self.digest != self.server, "it holds something else"),
+            (not self.told, "it was told a digest of something else"),
+        )
+        return ", ".join(words for so, words in told if so)
 
 
 class Findings(Struct, kw_only=True):

@@ -98,6 +98,17 @@ class Ledger:
         finally:
             window.until = time.monotonic()
 
+    def kept(self) -> list[Keepsake]:
+        """What only the newer version can say, of which a server has acknowledged that it has it."""
+        acked = defaultdict(list)
+        for one in self.acked:
+            acked[one.graph, one.kind, one.id].append(one.says)
+        return [
+            one
+            for one in self.keepsakes
+            if any(one.says.items() <= says.items() for says in acked[one.graph, one.kind, one.id])
+        ]
+
     def failures(self) -> list[Request]:
         """Requests that failed and should not have."""
         return [one for one in self.requests if not one.ok and not any(each.covers(one) for each in self.expected)]

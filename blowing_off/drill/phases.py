@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from inbetweenies.errors import InbetweeniesError
+from inbetweenies.errors import InbetweeniesError, LocalProtocolError
 from inbetweenies.ops.backup import backup
 from inbetweenies.ops.flags import FeatureFlags
 from inbetweenies.ops.manifest import Manifest
@@ -17,7 +17,7 @@ from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.ops.verify import verify
 from inbetweenies.rollout.canary import Bar, NotYet
 from inbetweenies.rollout.flags import Feature
-from inbetweenies.rollout.states import Rollout, RolloutMoved
+from inbetweenies.rollout.states import Rollout
 
 from ..demo.basics import V1, V2
 from . import audit
@@ -84,6 +84,7 @@ class Drill:
         if self.findings.own_home:
             await furnish(self.crew.at_home)
         await self.crew.turned(1)
+        self.findings.rows = self.site.rows or sum(self.site.counts().values())
         for client in self.crew.ours:
             await keep(client)
         await self.crew.turned(self.settings.turns)
@@ -154,18 +155,16 @@ class Drill:
             together.wait(self.settings.patience_s)
             try:
                 control.advance(V2, fence=rollout.fence, actor=ACTOR, reason="drill")
-            except RolloutMoved:
-                return ""
-            except NotYet as error:
-                return f"it lacks {', '.join(error.missing)}"
-            return "advanced"
+            except LocalProtocolError as error:
+                return f"it lacks {', '.join(error.missing)}" if isinstance(error, NotYet) else str(error)
+            return ""
 
-        told = await asyncio.gather(*(asyncio.to_thread(step, one) for one in self.site.controllers(bar)))
-        advanced = told.count("advanced")
+        refusals = await asyncio.gather(*(asyncio.to_thread(step, one) for one in self.site.controllers(bar)))
+        advanced = refusals.count("")
         if advanced:
             self.findings.advances.append(advanced)
         else:
-            self.findings.stuck = next((one for one in told if one), "somebody else moved it")
+            self.findings.stuck = refusals[0]
         return advanced > 0
 
     @property
@@ -278,7 +277,7 @@ class Drill:
         acked = list(self.ledger.acked)
         self.findings.acked = len(acked)
         self.findings.lost = await audit.lost(self.site.store, acked)
-        self.findings.forgotten = await audit.forgotten(self.site.store, self.ledger.keepsakes)
+        self.findings.forgotten = await audit.forgotten(self.site.store, self.ledger.kept())
 
     async def put_back(self, manifest: Manifest) -> None:
         """The backup in the place of the database, under everybody who goes on writing; then two syncs of each."""
@@ -301,9 +300,20 @@ class Drill:
 
     # --- the end
 
+    async def give_all(self) -> None:
+        """The newer version to everybody, whatever the backup says: only in that can all be said."""
+        known = self.site.rollouts().rollouts.get(V2)
+        if known is None or not known.governs:
+            return
+        await self.start()
+        control, _ = self.site.controllers(OPEN)
+        while self.rollout.state != "full":
+            await asyncio.to_thread(control.advance, V2, actor=ACTOR, reason="the drill ends")
+
     async def settle(self) -> None:
         """Nobody edits any more; everybody syncs until all is said. Then all is looked up."""
         self.tell("everybody syncs until all is said; looking each write up")
+        await self.give_all()
         for member in self.crew.members:
             member.busy = False
         for _ in range(ROUNDS_MAX):
@@ -313,14 +323,11 @@ class Drill:
             if all(one.equal for one in self.findings.replicas):
                 break
         acked = list(self.ledger.acked)
-        missing = await audit.lost(self.site.store, acked)
-        known = set(map(id, self.findings.lost))
-        after = [one for one in missing if id(one) not in known]
         self.findings.acked = len(acked)
-        if self.findings.at_risk is None:
-            self.findings.lost += after
-        else:
-            # Lost by the restore, and not before.
-            self.findings.lost_by_restore = after
-        again = await audit.forgotten(self.site.store, self.ledger.keepsakes)
+        known = set(map(id, self.findings.lost))
+        at_risk = set(map(id, acked[: self.findings.at_risk or 0]))
+        for one in await audit.lost(self.site.store, acked):
+            if id(one) not in known:
+                (self.findings.lost_by_restore if id(one) in at_risk else self.findings.lost).append(one)
+        again = await audit.forgotten(self.site.store, self.ledger.kept())
         self.findings.forgotten += [one for one in again if one not in self.findings.forgotten]

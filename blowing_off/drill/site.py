@@ -27,6 +27,7 @@ from inbetweenies.store import Store
 from inbetweenies.stores import SqliteStore
 from inbetweenies.stores.keeper import run_now
 from inbetweenies.stores.placing import told
+from inbetweenies.stores.schema import FOREVER
 
 from ..demo.basics import SYNC, V1, V2, Record
 from ..demo.clients import bearer
@@ -71,7 +72,7 @@ class Site:
     """A folder with a database, which several processes serve.
 
     Attributes:
-        rows: how many rows were current in all graphs before the drill.
+        rows: how many rows were current in all graphs when it was moved in.
     """
 
     def __init__(self, folder: Path, settings: Settings) -> None:
@@ -98,14 +99,18 @@ class Site:
             run_now(SqliteStore(self.db).close())
         else:
             copy_of(db, self.db)
-        with closing(sqlite3.connect(self.db)) as connection:
-            counts: dict[str, int] = dict(connection.execute(_COUNT, (2**63 - 1,)).fetchall())
+        counts = self.counts()
         self.rows = sum(counts.values())
         known = run_now(self._opened().document(ROLLOUTS))
         serial = 1 + (rollouts_in(known).rollouts[V2].serial if V2 in rollouts_in(known).rollouts else 0)
         home = max(counts, key=lambda name: (counts[name], name), default=HOME)
         names = [name for name in _names(CONTROL, counts) if all(_last(name, serial + next_) for next_ in range(3))]
         self.graphs = Graphs(canary=next(iter(_names(CANARY, counts))), control=names[0], home=home)
+
+    def counts(self) -> dict[str, int]:
+        """How many rows are current in each graph."""
+        with closing(sqlite3.connect(self.db)) as connection:
+            return dict(connection.execute(_COUNT, (FOREVER,)).fetchall())
 
     def __enter__(self) -> Self:
         for number, module in enumerate(self.settings.processes, 1):
@@ -230,9 +235,12 @@ def copy_of(db: Path, copy: Path) -> None:
             # Nobody has it open, and SQLite would leave files beside it if we did.
             source = Path(folder, db.name)
             for end in ("", "-wal"):
-                with suppress(FileNotFoundError), told(f"copy {db}"):
+                with told(f"copy {db}"), suppress(FileNotFoundError):
                     shutil.copyfile(f"{db}{end}", f"{source}{end}")
-        backup(source, copy)
+        try:
+            backup(source, copy)
+        except StoreError as error:
+            raise StoreError(str(error).replace(str(source), str(db))) from error
     manifest_of(copy).unlink()
 
 

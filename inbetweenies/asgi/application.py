@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -28,9 +28,9 @@ from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
-from ..ops.integrity import DataIntegrityMonitor
 from ..ops.policies import standard
 from ..registry import Registry
+from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
 from ..rollout.policy import Policy as RolloutPolicy
 from ..router import ProtocolFallback
@@ -61,7 +61,7 @@ from .http import (
 )
 from .sockets import Sockets
 from .upkeep import Upkeep
-from .watching import Watching
+from .watching import Audit, Watching
 
 T = TypeVar("T")
 Handler: TypeAlias = Callable[[Call], Awaitable[Answer]]
@@ -102,7 +102,7 @@ def app(
     server_version: str | None = None,
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
-    integrity: DataIntegrityMonitor | None = None,
+    audits: Sequence[Audit] = (),
     rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
@@ -125,9 +125,9 @@ def app(
         server_version: the release that discovery tells; by default that of this package.
         min_client_version, latest_client_version: releases of clients that discovery tells, for clients that update
             themselves.
-        integrity: looks whether the logs of `store` are whole, as long as lifespan events say that this serves; what
-            is broken takes back what is being rolled out (PROTOCOL 12.8).
-        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
+        audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
+            events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
+        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.12): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -153,7 +153,7 @@ def app(
             min_client_version=min_client_version,
             latest_client_version=latest_client_version,
         ),
-        integrity=integrity,
+        audits=audits,
         rollout_policy=rollout_policy,
         monotonic=monotonic,
     )
@@ -177,7 +177,7 @@ class App:
         bounds: ServerLimits,
         blocking: bool,
         releases: Releases,
-        integrity: DataIntegrityMonitor | None,
+        audits: Sequence[Audit],
         rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
     ) -> None:
@@ -196,7 +196,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, integrity, monotonic, policy=rollout_policy)
+        self.watching = Watching(router, audits, monotonic, policy=rollout_policy)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -581,9 +581,15 @@ class App:
         async with self._store.transaction(principal.graph, write=False) as tx:
             return await tx.read(reads)
 
+    def _need(self, feature: Feature, graph: str) -> None:
+        """PROTOCOL 12.4: there is nothing where a feature is off."""
+        if not self.router.orders.has(feature, graph):
+            raise refused("not_found", f"the feature {feature.name} on", "it off", detail="Not Found")
+
     async def _versions(self, call: Call) -> Answer:
         """PROTOCOL 4.1: every row version of an entity in commit order, losers too."""
         principal = self.principal(call)
+        self._need(Feature.ENTITY_VERSIONING, principal.graph)
         id_ = call.path[len(ENTITIES) : -len("/versions")]
 
         async def read() -> bytes | None:
@@ -599,6 +605,7 @@ class App:
     async def _relationships(self, call: Call) -> Answer:
         """PROTOCOL 3.5: the edges that are there now; deleted ones and edges of deleted entities are not."""
         principal = self.principal(call)
+        self._need(Feature.GRAPH_OPERATIONS, principal.graph)
 
         async def read() -> bytes:
             rows = (await self._held(principal, Reads(span=Span(after=0, upto=SEQ_MAX)))).span
@@ -615,7 +622,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.10: what this process counted, for Prometheus."""
+        """PROTOCOL 12.11: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
 
 from ..exchange import Reply
-from ..ops.integrity import DataIntegrityMonitor
 from ..ops.performance import PerformanceMonitor, Served
 from ..ops.policies import standard
 from ..ops.triggers import EmergencyTriggers
@@ -25,11 +24,21 @@ from ..router import ProtocolFallback
 UNKNOWN: Final = "sync"
 
 
+class Audit(Protocol):
+    """Looks whether invariants hold, such as `DataIntegrityMonitor` and `ShadowComparison`."""
+
+    def monitor(self) -> Coroutine[Any, Any, Any]:
+        """Look until cancelled."""
+
+    def breaches(self) -> tuple[str, ...]:
+        """What is broken now, in words; the same words as long as it is the same."""
+
+
 class Watching:
     """On the event loop of an application.
 
     Args:
-        integrity: looks whether the logs are whole, in a thread of its own; what it finds takes rollouts back.
+        audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
         policy: asked for what decides about rollouts.
     """
@@ -37,7 +46,7 @@ class Watching:
     def __init__(
         self,
         router: ProtocolFallback,
-        integrity: DataIntegrityMonitor | None,
+        audits: Sequence[Audit],
         monotonic: Callable[[], float],
         *,
         policy: Callable[[], Policy] = standard,
@@ -47,11 +56,14 @@ class Watching:
             router.store,
             self.monitor,
             policy=policy,
-            breaches=tuple if integrity is None else integrity.breaches,
+            breaches=self._breaches,
             clock=router.clock,
             monotonic=monotonic,
         )
-        self._audit = None if integrity is None else _Audit(integrity)
+        self._audits = tuple(audits)
+        self._thread = _Thread(self._audits)
+        self._under_way: frozenset[str] = frozenset()
+        self._before: frozenset[str] = frozenset()  # what was broken when these began
         self._router = router
         self._monotonic = monotonic
         self._looking: asyncio.Task[None] | None = None
@@ -66,6 +78,7 @@ class Watching:
                 operation=UNKNOWN if seen is None else "push" if seen.wrote else "pull",
                 micros=int((self._monotonic() - began) * 1_000_000),
                 failed=reply is None or reply.status >= 500,
+                away=reply is not None and reply.status == 503,
                 pushed=effect is not None and effect.pushed,
                 pulled=effect is not None and effect.pulled,
                 conflicts=effect is not None and effect.conflicts,
@@ -80,8 +93,8 @@ class Watching:
 
     def start(self) -> None:
         """The application begins to serve."""
-        if self._audit is not None:
-            self._audit.start()
+        if self._audits:
+            self._thread.start()
 
     def keep(self) -> None:
         """See to it that somebody looks, as long as a rollout decides to whom something is given."""
@@ -97,25 +110,37 @@ class Watching:
             looking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await looking
-        if self._audit is not None:
-            await asyncio.to_thread(self._audit.stop)
+        await asyncio.to_thread(self._thread.stop)
+
+    def _breaches(self) -> tuple[str, ...]:
+        """What is broken since the newest rollout began: what was so before is none of its doing."""
+        found = tuple(line for audit in self._audits for line in audit.breaches())
+        under_way = frozenset(one.id for one in self._router.orders.rollouts.rollouts.values())
+        if under_way != self._under_way:
+            self._under_way, self._before = under_way, frozenset(found)
+        return tuple(line for line in found if line not in self._before)
 
 
-class _Audit:
-    """A thread that looks at logs for as long as its application serves. It reads a slice at a time, which would keep
-    an event loop from everything else."""
+class _Thread:
+    """In which audits look for as long as their application serves. They read a slice at a time, which would keep an
+    event loop from everything else."""
 
-    def __init__(self, integrity: DataIntegrityMonitor) -> None:
-        self._integrity = integrity
+    def __init__(self, audits: Sequence[Audit]) -> None:
+        self._audits = audits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(self._integrity.monitor())
+        self._task = self._loop.create_task(self._monitor())
         self._thread = threading.Thread(target=self._run, name="inbetweenies-audit", daemon=True)
         self._thread.start()
+
+    async def _monitor(self) -> None:
+        async with asyncio.TaskGroup() as together:
+            for audit in self._audits:
+                together.create_task(audit.monitor())
 
     def _run(self) -> None:
         assert self._loop is not None

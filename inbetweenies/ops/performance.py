@@ -52,6 +52,7 @@ class Served(Struct, frozen=True, kw_only=True):
             must not depend on what is rolled out: no wire version in it.
         micros: how long it took, in microseconds.
         failed: whether it failed through a fault of ours. What was rightly refused did not fail.
+        away: whether it failed because the store could not, which serves every version.
         pushed, pulled, conflicts: what a sync consisted of.
         whole: whether it was a whole sync, which is evidence if it did not fail.
         wire: the wire version it was served in. With it, what was served in another one is no evidence for the rollout
@@ -62,6 +63,7 @@ class Served(Struct, frozen=True, kw_only=True):
     operation: str
     micros: int
     failed: bool
+    away: bool = False
     pushed: bool = False
     pulled: bool = False
     conflicts: bool = False
@@ -437,7 +439,9 @@ class _Seen:
             if len(self._reached) >= GRAPHS_MAX:
                 self._reached.clear()
             reached = self._reached[served.graph] = reaches(self.rollout, served.graph)
-        self.sides[reached].record(operation, served.micros, served.failed)
+        # Once there are no others left to compare with, a store that is away would look like a version that fails.
+        alone = served.away and self.rollout.share == WHOLE
+        self.sides[reached].record(operation, served.micros, served.failed and not alone)
         if served.failed or not served.whole:
             return
         # PROTOCOL 12.6: a path that was not taken proves nothing. In shadow nobody takes it, and all are compared.

@@ -290,12 +290,14 @@ class Ledger:
         held = self.by_version.get((row.kind, row.id, row.version.rpartition("#")[0]))
         if held is None or row.kind != "entity" or held.entity() != replace(row.entity(), version=held.version):
             return row
-        return self.original(held)
+        return held
 
     def follows(self, row: Row, before: Row) -> bool:
-        """Whether a row descends from another, or from the one that stands again in that."""
+        """Whether a row descends from another, or from one that stands again in that, however often."""
         line = self.ancestors(row.id, row.entity().parent_versions)
-        return before.version in line or self.original(before).version in line
+        while before.version not in line and (original := self.original(before)) is not before:
+            before = original
+        return before.version in line
 
     def says(self, row: Row, value: Entity | Relationship) -> bool:
         """Whether a row holds what `value` says."""
@@ -398,7 +400,7 @@ class Ledger:
             if row.until != row.seq:
                 current[key] = row
 
-    def _merges(self, row: Row, pushed: Pushed) -> bool:
+    def merges(self, row: Row, pushed: Pushed) -> bool:
         """Whether the server made this row out of two."""
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
         again = self.original(row) is not row
@@ -406,7 +408,7 @@ class Ledger:
 
     def _decided(self, row: Row, was: Row, pushed: Pushed) -> bool:
         """PROTOCOL 4.14: whether what becomes of a row was decided in a log that is gone."""
-        if not pushed.offered & {(row.kind, row.id, name) for name in (row.version, row.version.partition("#")[0])}:
+        if not pushed.offered & {(row.kind, row.id, name) for name in _names(row.version)}:
             return False
         common = pushed.common
         return row.until == row.seq or (common is not None and self.has(common) and was.seq <= common.seq)
@@ -426,7 +428,7 @@ class Ledger:
         for row, was in self.steps(fresh, before):
             if self._decided(row, was, pushed):
                 continue
-            self._check_tombstone(row, was, merged=self._merges(row, pushed))
+            self._check_tombstone(row, was, merged=self.merges(row, pushed))
 
     def check_losses(
         self, pushed: Pushed, answer: Body, fresh: list[Row], before: Mapping[tuple[Kind, str], Row]
@@ -481,7 +483,7 @@ class Ledger:
 
     def _check_loss(self, row: Row, before: Row, lost: _Lost, pushed: Pushed) -> None:
         entity = row.entity()
-        if self._merges(row, pushed):
+        if self.merges(row, pushed):
             parents = [self.by_version.get(("entity", row.id, parent)) for parent in entity.parent_versions]
             other = next((parent for parent in parents if parent and parent.version != before.version), None)
             if other is None or before.version not in entity.parent_versions:
@@ -499,7 +501,7 @@ class Ledger:
         # What it was merged into may have lost in the same push, and that is told of.
         if row.version in self.ancestors(row.id, (now.version, *lost.versions.get(row.id, ()))):
             return
-        if lost.names(row.id, row.version.partition("#")[0]):
+        if any(lost.names(row.id, name) for name in _names(row.version)):
             return
         base = self.base_of(row)
         if base is not None:
@@ -580,6 +582,12 @@ class Ledger:
 
 def _gone(row: Row) -> bool:
     return bool(_decode(row.entity().content).get("deleted"))
+
+
+def _names(version: str) -> set[str]:
+    """A version, and those that it was made of when what it names was kept beside another row or stood again."""
+    parts = version.split("#")
+    return {"#".join(parts[:count]) for count in range(1, len(parts) + 1)}
 
 
 def _renamed(value: Entity | Relationship) -> str:

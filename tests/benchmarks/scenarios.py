@@ -28,10 +28,15 @@ from inbetweenies.asgi.discovery import registry_headers, version_headers
 from inbetweenies.engine import serve
 from inbetweenies.exchange import Asked, run
 from inbetweenies.limits import Limits, gate
-from inbetweenies.model import Change, Context, SyncRequest, body_of
+from inbetweenies.model import Change, Context, Document, SyncRequest, body_of
 from inbetweenies.ops.backup import backup
 from inbetweenies.ops.manifest import manifest_of
 from inbetweenies.replica import State, copy_of
+from inbetweenies.rollout import states
+from inbetweenies.rollout.canary import bucket
+from inbetweenies.rollout.flags import in_force
+from inbetweenies.rollout.kept import Cause
+from inbetweenies.rollout.orders import NONE
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores.sqlite import SqliteStore
 from inbetweenies.testing.simulator.runner import run_seeds
@@ -298,6 +303,38 @@ def negotiate(bench: Bench) -> list[Row]:
         "typed decode of the same body"
     )
     return [held_against("negotiate", values, floors, unit="ms", scale=MS, most=1.2, note=note)]
+
+
+def rollout_decisions(bench: Bench) -> list[Row]:
+    """What each request is asked while something is rolled out: a feature, a bucket, and what its graph is offered."""
+    rollouts = states.Rollouts().started(data.V2, cause=Cause(actor="ada", reason="a benchmark", at=0))
+    for _ in range(4):
+        fence = rollouts.of(data.V2).fence
+        rollouts = rollouts.moved(data.V2, "advance", fence=fence, cause=Cause(actor="ada", reason="go on", at=0))
+    orders = replace(NONE, rollouts=rollouts)
+    pinned, registry = in_force(Document(), None), ProtocolFallback().registry
+    graphs = [f"home-{number}" for number in range(500)]
+
+    def ask(question: Callable[[str], object]) -> Callable[[], None]:
+        def asked() -> None:
+            for graph in graphs:
+                question(graph)
+
+        return asked
+
+    questions = {
+        "flag": lambda _: pinned.is_enabled("enhanced_sync"),
+        "bucket": lambda graph: bucket(data.V2, graph, salt="1"),
+        "offer": lambda graph: orders.registry(registry, graph),
+    }
+    works = _often(20, *(ask(question) for question in questions.values()))
+    rows = []
+    for name, values in zip(questions, in_turns(bench.sizes.short_turns, *works), strict=True):
+        each = [1e6 * value / len(graphs) for value in values]
+        note = f"CPU in this process for one answer, over {len(graphs)} graphs"
+        most = 20 if name == "offer" else 2
+        rows.append(bounded(f"rollout_decisions.{name}", each, unit="us", most=most, note=note))
+    return rows
 
 
 def _often(times: int, *works: Callable[[], object]) -> list[Callable[[], float]]:
@@ -820,6 +857,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], list[Row]]]] = {
         route,
         simulate,
         negotiate,
+        rollout_decisions,
         push_10k,
         pull_10k,
         sync_10k,

@@ -94,6 +94,12 @@ STAGES: Final = {
         1,
         (_STORM + "test_kill_rollout.py",),
     ),
+    "back-and-forth": Stage(
+        "{count} edits by clients of the older version between a rollback and the next rollout",
+        10_000,
+        1,
+        (_STORM + "test_back_and_forth.py",),
+    ),
     "kill-client": Stage("{count} kills of clients that edit and sync", 200, 1, (_STORM + "test_kill_client.py",)),
     "io-errors": Stage(
         "{count} faults at every step of every request, call and opening",
@@ -134,6 +140,7 @@ STAGES: Final = {
         1,
         ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
     ),
+    "drill": Stage("drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill",)),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

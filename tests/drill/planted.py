@@ -71,9 +71,10 @@ def shred() -> None:
 
     def row(*told: Any) -> Entity:
         *before, content = told
-        return made(*before, {name: value for name, value in content.items() if not name.startswith("drill_")})
+        made: Entity = write(*before, {name: value for name, value in content.items() if not name.startswith("drill_")})
+        return made
 
-    made = put(lens, "_row", row)
+    write = put(lens, "_row", row)
 
 
 def slow() -> None:
@@ -81,7 +82,7 @@ def slow() -> None:
 
     def wait(message: Body, context: Context) -> None:
         if context.graph.startswith(CANARY) and message.get("protocol_version") == "inbetweenies-v2":
-            time.sleep(0.15)
+            time.sleep(0.1)
 
     around(wait)
 

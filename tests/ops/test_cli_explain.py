@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from inbetweenies import SqliteStore, cli
+from inbetweenies import MemoryStore, SqliteStore, cli
+from inbetweenies.asgi import app
 from inbetweenies.ops import scenarios
 from inbetweenies.ops.policies import standard
 from inbetweenies.rollout import triggers, verdicts
@@ -239,6 +240,15 @@ def test_a_server_refuses_a_policy_with_a_gap_or_an_overlap_before_it_makes_anyt
             assert told in line
     assert not db.exists()
     assert "does not exist" in failed(capsys, "serve", "--db", db, "--rollout-policy", tmp_path / "no", code=2)
+
+
+def test_an_application_decides_by_the_policy_that_it_is_given() -> None:
+    store, other = MemoryStore(), replace(standard(), advised={V2: "a hole"})
+    put(store, ramping())
+    served = app(store, rollout_policy=lambda: other)
+
+    assert ["roll_back"] == [one.what for one in served.watching.triggers.look()]
+    assert () == app(store).watching.triggers.look()
 
 
 # --- the matrices -------------------------------------------------------------------------------------------------

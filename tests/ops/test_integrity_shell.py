@@ -179,6 +179,12 @@ def check_flipped(file: Path, monitor: DataIntegrityMonitor, row: int, column: s
             "let row 2 be current",
         ),
         (
+            "UPDATE log SET until = 900 WHERE seq = 2",
+            (0, 2),
+            "expected row 900 to have taken the place of row 2; got none of this id that did",
+            "let row 2 be current",
+        ),
+        (
             "UPDATE log SET user_id = 'eve' WHERE seq = 2",
             (3,),
             "expected columns that agree with the value; got others: user_id",
@@ -344,8 +350,8 @@ class _Damaged:
 # --- for ever -----------------------------------------------------------------------------------------------------
 
 
-def large(rows: int = 300) -> Server:
-    server = Server()
+def large(rows: int = 300, epoch: str | None = None) -> Server:
+    server = Server(None if epoch is None else MemoryStore(lambda: epoch))
     for start in range(0, rows, 100):
         server.push(*(entity(f"e{n}", at(1), {"n": n}) for n in range(start, start + 100)))
     return server
@@ -428,8 +434,9 @@ def check_writers(choose: Callable[[list[str]], str]) -> None:
 
 
 def test_a_log_that_is_rewound_between_slices_is_read_anew() -> None:
-    server, pace = large(), Paced()
-    store, other = Damaged(server.store), large(200)
+    # Nobody has noticed, so that it has the same epoch still.
+    server, pace = large(epoch="e"), Paced()
+    store, other = Damaged(server.store), large(200, epoch="e")
     monitor = pace.of(store)
 
     def rewind() -> None:
@@ -458,6 +465,23 @@ def test_any_other_end_begins_anew(change: dict[str, Any]) -> None:
     pace.during = rewind
     go_round(monitor)
     assert 1 in [one.seqs[0] for one in store.reads[5:] if one.seqs]
+
+
+def test_another_epoch_begins_anew_however_far_it_goes() -> None:
+    server, pace = large(), Paced()
+    store = Damaged(server.store)
+    monitor = pace.of(store)
+
+    def rewind() -> None:
+        if len(pace.waited) == 2:
+            server.push(entity("new", at(2)))
+            store.head = {"epoch": "other"}
+
+    pace.during = rewind
+    assert () == go_round(monitor)
+    report = monitor.watched["default"].report
+    assert report is not None
+    assert 301 == report.entities
 
 
 def test_a_store_that_is_busy_is_tried_again_and_no_breach(caplog: pytest.LogCaptureFixture) -> None:

@@ -288,7 +288,7 @@ def repaired(log: Log, whole: Log, plan: Iterable[Repair]) -> Log:
             for seq in range(max(step.seq - 1, 1), step.upto + 1):
                 rows[seq] = whole[1][seq - 1]
         elif step.action == "rewrite":
-            rows[step.seq] = integrity._columns(rows[step.seq])
+            rows[step.seq] = integrity.columns(rows[step.seq])
         elif step.action == "end":
             rows[step.seq] = replace(rows[step.seq], until=step.until)
         else:
@@ -320,6 +320,35 @@ def test_what_was_cut_off_the_end_is_missing() -> None:
     )
     # That row 2 has no successor now is told with that.
     assert report.passed("orphaned_records")
+
+
+def test_a_plan_says_what_to_do_in_words() -> None:
+    plan = (
+        Repair(action="fetch", seq=2, upto=2),
+        Repair(action="fetch", seq=3, upto=5),
+        Repair(action="rewrite", seq=7, upto=7),
+        Repair(action="end", seq=7, upto=7, until=9),
+        Repair(action="end", seq=8, upto=8),
+        Repair(action="recount", seq=9, upto=9),
+    )
+
+    assert (
+        "get row 2 from the journal, a backup or a client",
+        "get rows 3 to 5 from the journal, a backup or a client",
+        "write the columns of row 7 anew from the value",
+        "let row 7 end at row 9",
+        "let row 8 be current",
+        "work out chain, stamp and digest of the end of the log anew from its rows",
+    ) == integrity.told(plan)
+
+
+def test_a_log_says_what_is_wrong_while_it_is_read() -> None:
+    _, rows = log_of([("a", "", True, False)] * 3)
+    audit = Audit()
+    audit.read(rows[:1])
+    assert [] == list(audit.found)
+    audit.read(rows[2:])
+    assert "expected rows 2 to 2; got none" == audit.found[0].told
 
 
 def test_a_value_that_is_none_is_found_though_its_hash_fits() -> None:

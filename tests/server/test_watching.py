@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from inbetweenies import Feature, FeatureFlags
 from inbetweenies.errors import StoreError
 from inbetweenies.ops.integrity import DataIntegrityMonitor
 from inbetweenies.rollout.canary import EVIDENCE, seen_in
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores import BaseTransaction, MemoryStore
-from tests.rollout.made import begun, keep, kept
+from tests.rollout.made import begun, keep, kept, move
 from tests.server.calls import SYNC, V2, entity, request, sync, write
 from tests.server.test_asgi import NOW, Site
 from tests.support import run
@@ -115,7 +118,7 @@ async def test_somebody_looks_only_while_there_is_something_to_look_at() -> None
 async def test_logs_are_looked_at_as_long_as_the_application_serves() -> None:
     store = MemoryStore()
     integrity = DataIntegrityMonitor(store)
-    site = Site(router=ProtocolFallback(store, clock=lambda: NOW), integrity=integrity)
+    site = Site(router=ProtocolFallback(store, clock=lambda: NOW), audits=(integrity,))
     await site.push(write(entity("lamp", "v1")))
     audited, steps = asyncio.Event(), asyncio.Queue[str]()
     loop = asyncio.get_running_loop()
@@ -141,3 +144,62 @@ async def test_logs_are_looked_at_as_long_as_the_application_serves() -> None:
 
     assert {"home"} == set(integrity.last_complete)
     assert () == integrity.breaches()
+
+
+class Broken:
+    """An audit that knows what is broken without looking."""
+
+    told: tuple[str, ...] = ("what was broken before",)
+
+    async def monitor(self) -> None:
+        await asyncio.Event().wait()
+
+    def breaches(self) -> tuple[str, ...]:
+        return self.told
+
+
+async def test_what_breaks_during_a_rollout_takes_it_back_and_what_was_broken_before_does_not() -> None:
+    audit = Broken()
+    site = Two(audits=(audit,))
+    await site.everybody()
+    await asyncio.to_thread(site.app.watching.triggers.look)
+    before = kept(site.store).of(V2)
+    audit.told = (*audit.told, "a row is missing")
+    await asyncio.to_thread(site.app.watching.triggers.look)
+    await site.app.close()
+
+    assert "ramp" == before.state
+    after = kept(site.store).of(V2)
+    assert ("rolled_back", "a row is missing") == (after.state, after.log[-1].cause.reason)
+
+
+async def test_a_store_that_is_away_is_not_the_fault_of_a_version_that_everybody_has() -> None:
+    site = Two()
+    keep(site.store, move(move(begun(V2, "home"), V2, "advance"), V2, "advance"))
+    site.store.broken = frozenset({"home", "other"})
+    for _ in range(3):
+        await site.everybody(5)
+        await asyncio.to_thread(site.app.watching.triggers.look)
+    await site.app.close()
+
+    assert "burn_in" == kept(site.store).of(V2).state
+
+
+@pytest.mark.parametrize(
+    ("feature", "path"),
+    [
+        (Feature.ENTITY_VERSIONING, "/api/v1/graph/entities/lamp/versions"),
+        (Feature.GRAPH_OPERATIONS, "/api/v1/graph/relationships"),
+    ],
+)
+async def test_there_is_nothing_where_a_feature_is_off(feature: Feature, path: str) -> None:
+    site = Site()
+    await site.push(write(entity("lamp", "v1")))
+    flags, statuses = FeatureFlags(site.router.store), []
+    for switch in (flags.enable, flags.disable, flags.enable):
+        switch(feature)
+        site.seconds += 1
+        statuses.append((await site.ask("GET", path)).status)
+    await site.app.close()
+
+    assert [200, 404, 200] == statuses

@@ -20,7 +20,7 @@ from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import checked_decode, gate
 from inbetweenies.testing.simulator import SimulatedWorld, replay, run_seed, run_seeds
 from inbetweenies.testing.simulator.disk import SqliteWorld
-from inbetweenies.testing.simulator.faults import AT_THE_SERVER, FAULTS, swarm
+from inbetweenies.testing.simulator.faults import AT_THE_SERVER, BY_THE_OPERATOR, FAULTS, swarm
 from inbetweenies.testing.simulator.network import damaged
 from tests.simulator.real_clients import RealClients
 
@@ -101,7 +101,7 @@ def test_the_order_of_sets_decides_nothing() -> None:
 def test_about_half_of_the_faults_exist_in_a_history() -> None:
     exist = Counter(name for seed in range(400) for name in swarm(Random(seed)))
 
-    assert set(FAULTS) == set(exist)
+    assert set(FAULTS) - set(BY_THE_OPERATOR) == set(exist)
     assert all(120 < count < 280 for count in exist.values())
 
 
@@ -134,7 +134,14 @@ ONCE_BROKEN = {
     "what was given back is in many pages": (3051483, "mixed"),
     "an ack that comes after a restart and another answer": (20032449, "small"),
     "a log that grew between two pages of a listing": (50000447, "large"),
+    "a row that came back without a time, and then what it had taken the place of": (60000736, "medium"),
+    "a row that follows one that stood again twice": (51000616, "large"),
+    "other content under the version of a row that stands again": (51000884, "large"),
+    "two merges of one name, in two logs": (51001279, "large"),
+    "many pushes that were not answered, one amid them heard": (51002016, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
+    "a push that comes again after many, of which it took any for possible": (52000715, "large"),
+    "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 
 

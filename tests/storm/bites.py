@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.storm import test_concurrent, test_kill_client, test_kill_rollout, test_kill_server
+from tests.storm import test_back_and_forth, test_concurrent, test_kill_client, test_kill_rollout, test_kill_server
 from tests.storm.processes import Server
 
 
@@ -66,3 +66,8 @@ def test_a_bug_planted_in_who_rolls_out_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(AssertionError, match=r"two moves behind one fence|a move that was told of is not there"):
         until_found()
+
+
+def test_a_bug_planted_in_what_old_clients_edit_is_found(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"\['d0'|\['d1|\['d2|\['d3|\['d4|\['d5"):
+        test_back_and_forth.back_and_forth(tmp_path, 100, bug="down_edit_up")

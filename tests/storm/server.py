@@ -7,6 +7,7 @@ which are there to see the storms find them.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from msgspec import Raw
 from msgspec.structs import replace
 
 from inbetweenies import engine, exchange
@@ -24,6 +26,7 @@ from inbetweenies.model import Plan, SyncResponse, digest_change
 from inbetweenies.router import ProtocolFallback
 from inbetweenies.stores import sqlite
 from inbetweenies.stores.sqlite import SqliteStore
+from inbetweenies.wire.v1 import lens, push
 from tests.support import run as driven
 
 
@@ -106,8 +109,30 @@ def time_for_a_cursor() -> None:
     engine.serve = serve  # type: ignore[assignment]
 
 
+def down_edit_up() -> None:
+    """A record that was edited becomes all that there is of its entity."""
+    real = lens.apply
+    assert push.__dict__["apply"] is real
+
+    def apply(*given: Any) -> Any:
+        made = real(*given)
+        if made.change is None or made.change.entity is None:
+            return made
+        record = {
+            key: value for key, value in json.loads(bytes(made.change.entity.content)).items() if key in _OF_RECORDS
+        }
+        entity = replace(made.change.entity, content=Raw(json.dumps(record).encode()))
+        return replace(made, change=replace(made.change, entity=entity))
+
+    push.__dict__["apply"] = apply
+
+
+_OF_RECORDS: Final = frozenset(
+    "manufacturer model serial_number firmware_version is_reachable is_blocked is_bridge".split()
+)
+
 BUGS: Final[dict[str, Callable[[], None]]] = {
-    bug.__name__: bug for bug in (ack_before_commit, commit_in_two, time_for_a_cursor)
+    bug.__name__: bug for bug in (ack_before_commit, commit_in_two, down_edit_up, time_for_a_cursor)
 }
 
 

@@ -59,13 +59,23 @@ NOW_AND_THEN: Final[Mapping[str, Fault]] = {
     "wipe": Fault(0.7, "a device starts again with nothing, under its name"),
     "downgrade": Fault(1.2, "a device runs another program that speaks another wire version, and back"),
 }
-FAULTS: Final[Mapping[str, Fault]] = {**ON_THE_WAY, **AT_THE_SERVER, **NOW_AND_THEN}
+#: What an operator does in the middle of all that; the rates are shares of histories. Drawn beside everything else.
+BY_THE_OPERATOR: Final[Mapping[str, Fault]] = {
+    "rollout": Fault(
+        0.3,
+        "a wire version is rolled out and taken back, also within a request; who can, speaks what its graph is given",
+    ),
+}
+FAULTS: Final[Mapping[str, Fault]] = {**ON_THE_WAY, **AT_THE_SERVER, **NOW_AND_THEN, **BY_THE_OPERATOR}
 
 
 def swarm(random: Random, names: Iterable[str] = FAULTS) -> dict[str, float]:
-    """The faults that exist in one history, each with its rate there; about half of `names`."""
+    """The faults that exist in one history, each with its rate there; about half of `names`, but for what an operator
+    does."""
     rates = {}
     for name in names:
+        if name in BY_THE_OPERATOR:
+            continue
         exists, scale = random.random() < 0.5, 2 ** (random.random() * 3 - 1)
         if exists:
             rates[name] = min(FAULTS[name].rate * scale, 0.6 if name not in NOW_AND_THEN else 10.0)

@@ -258,6 +258,15 @@ class NothingDisplaced(Invariant):
         super().__init__(stage)
         self.was: list[tuple[str, Row]] = []
 
+    def served(self, served: Served) -> None:
+        # PROTOCOL 4.14 (a): of what has a time from the future, and was in a log that parted from this one nobody knows
+        # where, nothing tells when it was made. So it counts as older than all there is, and than what it had taken the
+        # place of, when that comes.
+        unknown = {(row.id, row.version) for row in served.fresh if row.via and row.edit == 0}
+        if unknown:
+            graph = served.device.graph
+            self.was = [(of, row) for of, row in self.was if of != graph or (row.id, row.version) not in unknown]
+
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
         # What came back was decided in the log that held it: something stood there, or something followed it.
         self.was = [(of, row) for of, row in self.was if of != graph or not _has(old, row)]
@@ -433,8 +442,10 @@ class NothingMadeUp(Invariant):
             values = self.known.get((graph, row.kind, row.id, row.version.partition("#")[0]), ())
             if any(served.ledger.says(row, value) for value in values):
                 continue
-            if row.kind == "entity" and row.entity().merged is True and not values:
-                continue  # a merge, whose every value is looked at where it is made
+            if row.kind == "entity" and served.ledger.merges(row, pushed):
+                # Every value of it is looked at where it is made. Its name tells what it was made of, and where copies
+                # of a device gave one name to two rows, there may have been another merge of that name in a lost log.
+                continue
             if served.ledger.original(row) is not row:
                 continue  # it stands again, and was looked at when it came
             if (row.id if row.kind == "entity" else row.from_id) not in records:
@@ -597,7 +608,9 @@ class CopiesPart(Invariant):
         told = b'"device_forked":true' in served.body
         if key in self.known and told is not other:
             self.broken(f"{served.device} pushes {now} after {after}, {known} was before; it is told {told}")
-        if not told:
+        # What comes late, from a time when its device took any push for possible, is not the last that it pushed.
+        late = known.partition(":")[0] == now.partition(":")[0] and _count(known) > _count(now)
+        if not (told or late):
             self.known[key] = now
 
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
@@ -612,6 +625,11 @@ class CopiesPart(Invariant):
             # What a server that was set back remembers of pushes that added nothing may be older than its log.
             if not (device.twinned or self.stage.server.generation):
                 self.broken(f"{device} was told that it is a copy, and there is no other")
+
+
+def _count(push: str) -> int:
+    """The number of a push."""
+    return int(push.split(":")[1])
 
 
 class ReadsAreMonotone(Invariant):

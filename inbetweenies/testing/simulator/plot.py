@@ -17,8 +17,9 @@ from ..fleet_clients import ModernV2
 from ..fleet_ends import KINDS
 from ..fleet_v1 import V1, Unknown
 from .clock import DAY, SECOND
-from .faults import AT_THE_SERVER, NOW_AND_THEN, swarm
+from .faults import AT_THE_SERVER, BY_THE_OPERATOR, NOW_AND_THEN, swarm
 from .network import PROXY_ANSWERS, Damage, Letter
+from .server import ROLLS
 from .stage import Event, Setting, Stage
 from .world import SimulatedWorld
 
@@ -74,6 +75,9 @@ class Plot:
         self._devices = 0
         self._cut: dict[tuple[int, str], int] = {}
         self._wakes = self._between(*self.size.wakes)
+        # Of its own, so that all else in the history of a seed is as it was without an operator.
+        self.operator = Random(f"inbetweenies operator {seed}")
+        self._rolls = self.operator.random() < BY_THE_OPERATOR["rollout"].rate and "rollout" in world.faults
         self.stage: Stage
 
     # --- draws
@@ -110,6 +114,8 @@ class Plot:
         rates = {fault: self.rates[fault] * NOW_AND_THEN[fault].rate for fault in NOW_AND_THEN if fault in self.rates}
         if rates:
             self._at(stage.time + self._soon(10), "mishap", rates)
+        if self._rolls:
+            self._roll_soon()
         wakes = 0
         while wakes < self._wakes and self._coming:
             time, _, what, args = heappop(self._coming)
@@ -253,6 +259,20 @@ class Plot:
                     self.stage.reached[fault] += 1
                 break
         self._at(self.stage.time + self._soon(12), "mishap", rates)
+
+    def _roll_soon(self) -> None:
+        self._at(self.stage.time + int(self.operator.expovariate(1 / 8) * SECOND), "roll")
+
+    def _roll(self) -> None:
+        stage = self.stage
+        in_a_request = self.operator.random() < 0.5
+        if self._now("roll", self.operator.choice(ROLLS), in_a_request):
+            stage.reached["rollout"] += 1
+        for number, device in stage.devices.items():
+            # As a client does that is told what it would be served in rather.
+            if not stage.server.gives(device.client.wire, device.graph) and self.operator.random() < 0.5:
+                self._now("switch", number)
+        self._roll_soon()
 
     def _any(self) -> int:
         return self._below(self._devices)

@@ -13,14 +13,19 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Literal, Protocol, Self, TypeAlias
 
-from ...errors import RemoteProtocolError, StoreError, StoreFull
+from ...errors import LocalProtocolError, RemoteProtocolError, StoreError, StoreFull
 from ...exchange import Reply as Answer
 from ...model import Context, Document, Held, Reads, Writes
 from ...registry import DOCUMENT, Decision, Decisions, decisions_in, document_of
+from ...rollout.kept import Cause
+from ...rollout.states import DOCUMENT as ROLLOUTS
+from ...rollout.states import document_of as rollouts_body
+from ...rollout.states import rollouts_in
 from ...store import Store, Transaction
 from ...stores.memory import MemoryStore
 from ..fleet_base import driven
@@ -29,6 +34,9 @@ from .outside import JOURNAL_FAULTS, Crash, KeptMemory, MemoryKeeper, WeakJourna
 #: Where a request can meet a fault: see `faults.AT_THE_SERVER`.
 BEFORE, AFTER, FULL, IO = "crash_before_commit", "crash_after_commit", "disk_full", "io_error"
 
+#: What an operator does to a rollout; going on comes most often.
+Roll: TypeAlias = Literal["start", "advance", "hold", "resume", "roll_back"]
+ROLLS: Final[tuple[Roll, ...]] = ("start", "advance", "advance", "advance", "advance", "hold", "resume", "roll_back")
 
 #: A RAM disk where there is one: what is looked at here is not how durable a disk is.
 _RAM: Final = Path("/dev/shm")  # noqa: S108 - only ever a folder of its own in it
@@ -158,14 +166,19 @@ class MemoryDatabase(Database):
 
 
 class FaultyStore:
-    """A store whose next write transaction meets the fault that is `armed`, if any; `met` says whether one did."""
+    """A store whose next write transaction meets the fault that is `armed`, if any; `met` says whether one did. What is
+    to happen `before` the next transaction happens once."""
 
     def __init__(self, inner: Store) -> None:
         self.inner = inner
         self.armed: str | None = None
         self.met = False
+        self.before: Callable[[], object] | None = None
 
     def transaction(self, graph: str, *, write: bool) -> AbstractAsyncContextManager[Transaction]:
+        before, self.before = self.before, None
+        if before is not None:
+            before()
         inner = self.inner.transaction(graph, write=write)
         return inner if self.armed is None else _Faulty(inner, self)
 
@@ -337,6 +350,40 @@ class Server:
         if wire in (decided := self._decided()):
             self._decide(decided - {wire})
         self._switch()
+
+    # rollouts
+
+    def roll(self, verb: Roll, *, in_a_request: bool) -> bool:
+        """Move the rollout of the newest wire version, as an operator does; or let that happen between the routing of
+        the next request and its transaction. Whether there is a rollout that can be moved so."""
+        if len(self._all) < 2 or not hasattr(self.handler, "registry_for"):
+            return False
+        if in_a_request:
+            self._faulty.before = partial(self._roll, verb)
+            return True
+        return self._roll(verb)
+
+    def _roll(self, verb: Roll) -> bool:
+        # What was decided is in the database, and goes back with it.
+        document = driven(self.database.store.document(ROLLOUTS))
+        rollouts, newest = rollouts_in(document), max(self._all, key=lambda name: self._all[name].wire.rank)
+        cause = Cause(actor="operator", reason="a rehearsal", at=self.clock())
+        try:
+            if verb == "start":
+                after = rollouts.started(newest, steps=(500_000,), cause=cause)
+            else:
+                after = rollouts.moved(newest, verb, fence=rollouts.of(newest).fence, cause=cause)
+        except LocalProtocolError:
+            return False
+        body = rollouts_body(after)
+        return driven(self.database.store.put_document(ROLLOUTS, body, revision=document.revision))
+
+    def gives(self, wire: str, graph: str) -> bool:
+        """Whether devices of a graph are told that they may speak a wire version."""
+        if not hasattr(self.handler, "registry_for"):
+            return True
+        driven(self.handler.refresh())
+        return wire not in self._all or wire in self.handler.registry_for(graph).offered
 
     def _switch(self) -> None:
         if not self._all:

@@ -25,7 +25,7 @@ from .clock import SECOND, START, Clock
 from .devices import Device, expects
 from .invariants import Invariant, NoAckedWriteLost, Served
 from .network import PROXY_ANSWERS, Damage, Letter, Reply, damaged
-from .server import Server
+from .server import Roll, Server
 
 if TYPE_CHECKING:
     from .world import SimulatedWorld
@@ -413,6 +413,7 @@ class Stage:
             ledger.told = -1  # what comes back does so to the letter
             ledger.follow(NOTHING, restarted=True)
             ledger.told = max(ledger.told, before.told)
+            ledger.unplaced |= before.unplaced  # v1 clients remember what they were shown before
             gone = [row for row in before.rows if (row.kind, row.id, row.version) not in ledger.by_version]
             self.rewound.update(row.id if row.kind == "entity" else row.from_id for row in gone)
             for rule in self.rules.values():
@@ -462,6 +463,14 @@ class Stage:
     def on_on(self, wire: str) -> None:
         self.server.switch_on(wire)
         self.say(f"{wire} is on")
+
+    def on_roll(self, verb: Roll, in_a_request: bool) -> bool:
+        """The rollout of the newest wire version is moved: now, or between the beginning of the next request and its
+        transaction."""
+        done = self.server.roll(verb, in_a_request=in_a_request)
+        if done:
+            self.say(f"the newest wire version: {verb}" + (", in the next request" if in_a_request else ""))
+        return done
 
     # --- the devices' accidents
 
