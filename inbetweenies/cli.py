@@ -25,6 +25,7 @@ from .cli_backup import backup, restore, verify
 from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
 from .cli_log import log, sentence, status
+from .cli_migrate import migrate, rollback
 from .cli_portable import export, import_command
 from .cli_preflight import preflight
 from .cli_rollout import rollout
@@ -98,6 +99,8 @@ commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(migrate)
+commands.add_command(rollback)
 commands.add_command(export)
 commands.add_command(import_command)
 

@@ -17,7 +17,7 @@ from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.ops.verify import verify
 from inbetweenies.rollout.canary import Bar, NotYet
 from inbetweenies.rollout.flags import Feature
-from inbetweenies.rollout.states import Rollout
+from inbetweenies.rollout.states import WHOLE, Rollout
 
 from ..demo.basics import V1, V2
 from . import audit
@@ -220,14 +220,14 @@ class Drill:
         self.tell(f"rolling {V2} out again, to everybody")
         await self.start()
         for bar in (OPEN, OPEN, self.proven):  # to the canary graph, to half of all, to all
-            if not await self.advance(bar):
+            if self.rollout.share < WHOLE and not await self.advance(bar):
                 return
         since = time.monotonic()
         wanted = dict.fromkeys(self.site.graphs, V2)
         if await self.site.in_effect(wanted, since) is None:
             self.findings.stuck = "not every process serves it to every graph"
             return
-        self.findings.reached = self.rollout.state == "full"
+        self.findings.reached = self.rollout.share == WHOLE
         await self._informed(V2, since)
 
     async def flip(self) -> None:
@@ -284,7 +284,6 @@ class Drill:
         self.tell("restoring the backup, and waiting for what it lacks")
         path = self.site.folder / "backup.db"
         with self.ledger.failing():
-            before = len(self.ledger.acked)
             await self.site.stop()
             try:
                 await asyncio.to_thread(restore, path, self.site.db)
@@ -294,7 +293,7 @@ class Drill:
                 )
             except InbetweeniesError as error:
                 self.findings.restored = str(error)
-            self.findings.at_risk = before
+            self.findings.at_risk = len(self.ledger.acked)
             await self.site.start()
         await self.crew.turned(2)
 

@@ -127,7 +127,7 @@ def app(
             themselves.
         audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
-        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.12): `ops.policies.PolicyFile` for a file.
+        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -622,7 +622,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        """PROTOCOL 12.13: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())

@@ -1,4 +1,4 @@
-"""Verdicts about rollouts, read from a store and decided once more (PROTOCOL 12.13)."""
+"""Verdicts about rollouts, read from a store and decided once more (PROTOCOL 12.12)."""
 
 from __future__ import annotations
 

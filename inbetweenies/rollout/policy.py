@@ -1,4 +1,4 @@
-"""Which decision follows from what is known of a rollout: a table, total and without overlap (PROTOCOL 12.12).
+"""Which decision follows from what is known of a rollout: a table, total and without overlap (PROTOCOL 12.11).
 
 What is known comes to one of finitely many `Facts`. Each of them meets exactly one `Row` of a `Policy`, which is
 checked by trying them all; a policy that leaves one out, or decides one twice, is refused with an example. Two things
@@ -42,7 +42,7 @@ class PolicyRefused(LocalProtocolError):
 
 
 class Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """PROTOCOL 12.12: what is known of a rollout, as far as anything follows from it.
+    """PROTOCOL 12.11: what is known of a rollout, as far as anything follows from it.
 
     Attributes:
         stage: how far it was taken back already.
@@ -123,7 +123,7 @@ def _values(told: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, dict=True):
-    """PROTOCOL 12.12: the decision matrix, and the security floor.
+    """PROTOCOL 12.11: the decision matrix, and the security floor.
 
     Attributes:
         row: its rows. Their order means nothing.

@@ -144,7 +144,7 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Judged(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 12.12: what one look came to.
+    """PROTOCOL 12.11: what one look came to.
 
     Attributes:
         facts: what is known.

@@ -1,4 +1,4 @@
-"""What was decided about rollouts, with all that it was decided on, so that it can be decided again (PROTOCOL 12.13).
+"""What was decided about rollouts, with all that it was decided on, so that it can be decided again (PROTOCOL 12.12).
 
 `judge` looks, and keeps a verdict of whatever comes of it. A verdict is decided on the very text that is kept: what a
 text cannot hold, nobody decides on. `replay` decides once more and compares bytes.
@@ -115,7 +115,7 @@ def judge(
     *,
     now: int,
 ) -> tuple[Judged, Watches]:
-    """PROTOCOL 12.13: what one more look at a rollout comes to, and what is to be kept.
+    """PROTOCOL 12.12: what one more look at a rollout comes to, and what is to be kept.
 
     A verdict is kept if the look led to a rung, gave a new reason to stay on one, or met a row that wants more than to
     watch and had not been met in this rollout before.
@@ -235,7 +235,7 @@ def understood(line: Line) -> Read:
 
 
 def replay(line: Line, policy: Policy) -> Replay:
-    """PROTOCOL 12.13: the verdict once more, from what was kept and by the policy that it names.
+    """PROTOCOL 12.12: the verdict once more, from what was kept and by the policy that it names.
 
     Raises:
         LocalProtocolError: the policy is another one.

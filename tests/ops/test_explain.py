@@ -1,4 +1,4 @@
-"""Verdicts of `EmergencyTriggers` (PROTOCOL 12.13), and an operator's policy file: kept, explained, obeyed."""
+"""Verdicts of `EmergencyTriggers` (PROTOCOL 12.12), and an operator's policy file: kept, explained, obeyed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision matrix (PROTOCOL 12.12): total, without overlap, never below the floor; and what decides obeys it."""
+"""The decision matrix (PROTOCOL 12.11): total, without overlap, never below the floor; and what decides obeys it."""
 
 from __future__ import annotations
 

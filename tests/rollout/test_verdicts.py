@@ -1,4 +1,4 @@
-"""Verdicts (PROTOCOL 12.13): each can be decided again, bit for bit, and whoever changes one is found out."""
+"""Verdicts (PROTOCOL 12.12): each can be decided again, bit for bit, and whoever changes one is found out."""
 
 from __future__ import annotations
 

@@ -610,7 +610,8 @@ class CopiesPart(Invariant):
             self.broken(f"{served.device} pushes {now} after {after}, {known} was before; it is told {told}")
         # What comes late, from a time when its device took any push for possible, is not the last that it pushed.
         late = known.partition(":")[0] == now.partition(":")[0] and _count(known) > _count(now)
-        if not (told or late):
+        unknown = key not in self.known and "" in after  # whether it comes late
+        if not (told or late or unknown):
             self.known[key] = now
 
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
