@@ -22,7 +22,7 @@ import click
 
 from .cli_audit import audit
 from .cli_backup import backup, restore, verify
-from .cli_explain import explain, rehearsed, rollout_policy_option
+from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
 from .cli_log import log, sentence, status
 from .cli_migrate import migrate, rollback
@@ -92,6 +92,7 @@ commands.add_command(census_command)
 commands.add_command(rollout)
 commands.add_command(flags)
 commands.add_command(explain)
+commands.add_command(matrix)
 commands.add_command(status)
 commands.add_command(log)
 commands.add_command(audit)

@@ -1,6 +1,7 @@
 """``inbetweenies explain``: which row of the decision matrix fired, on what evidence, and the same decided once more.
 
-And what `inbetweenies drill --scenario` prints, which rehearses these rows.
+And ``inbetweenies matrix``, which shows these rows and the risks that they act on, and what ``inbetweenies drill
+--scenario`` prints, which rehearses them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from msgspec import to_builtins
 from msgspec.structs import asdict
 
 from .cli_versions import db_option, json_option, opened, table
@@ -150,6 +152,45 @@ def _many(label: str, texts: tuple[str, ...] | list[str]) -> Iterator[str]:
 
 def _labelled(label: str, text: str) -> str:
     return f"  {label:<{_WIDTH}}{''.join(one if one.isprintable() else '?' for one in text)}"
+
+
+# --- the matrices -------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@rollout_policy_option
+@json_option
+def matrix(rollout_policy: Path | None, as_json: bool) -> None:
+    """Show the decision matrix, that which comes with this or one of your own, and the risks that its rows act on.
+
+    Ends with 2, and an example, if a policy file has a gap, an overlap, or a row that no policy may have.
+    """
+    from .ops.policies import policy_at, risks, standard
+
+    policy = standard() if rollout_policy is None else policy_at(rollout_policy)
+    if as_json:
+        found = {"digest": policy.digest, "policy": to_builtins(policy), "risks": [asdict(one) for one in risks()]}
+        click.echo(json.dumps(found))
+        return
+    whens = [" ".join(f"{fact}={_value(told)}" for fact, told in row.when.items()) for row in policy.row]
+    rows = ((row.name, row.decision, row.scenario or None, when) for row, when in zip(policy.row, whens, strict=True))
+    table(("row", "decision", "scenario", "when"), rows)
+    click.echo(f"\nfloor: {policy.min_safe_version or 'none'}")
+    for subject, hole in policy.advised.items():
+        click.echo(f"advised against: {subject}: {hole}")
+    click.echo()
+    columns = ("risk", "probability", "impact", "owner", "noticed within", "rows")
+    table(
+        columns,
+        (
+            (one.name, one.probability, one.impact, one.owner, f"{one.detected_s} s", ", ".join(one.rows))
+            for one in risks()
+        ),
+    )
+
+
+def _value(told: str | tuple[str, ...]) -> str:
+    return told if isinstance(told, str) else "|".join(told)
 
 
 # --- rehearsed ----------------------------------------------------------------------------------------------------

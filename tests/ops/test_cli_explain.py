@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from inbetweenies import SqliteStore, cli
+from inbetweenies import MemoryStore, SqliteStore, cli
+from inbetweenies.asgi import app
 from inbetweenies.ops import scenarios
 from inbetweenies.ops.policies import standard
 from inbetweenies.rollout import triggers, verdicts
@@ -233,11 +234,50 @@ def test_a_server_refuses_a_policy_with_a_gap_or_an_overlap_before_it_makes_anyt
         ("[[row", "expected a policy in TOML"),
     ):
         file.write_text(text)
-        line = failed(capsys, "serve", "--db", db, "--rollout-policy", file, code=2)
-        assert line.startswith(f"inbetweenies: {file}: expected ")
-        assert told in line
+        for command in (("serve", "--db", db), ("matrix",)):
+            line = failed(capsys, *command, "--rollout-policy", file, code=2)
+            assert line.startswith(f"inbetweenies: {file}: ")
+            assert told in line
     assert not db.exists()
     assert "does not exist" in failed(capsys, "serve", "--db", db, "--rollout-policy", tmp_path / "no", code=2)
+
+
+def test_an_application_decides_by_the_policy_that_it_is_given() -> None:
+    store, other = MemoryStore(), replace(standard(), advised={V2: "a hole"})
+    put(store, ramping())
+    served = app(store, rollout_policy=lambda: other)
+
+    assert ["roll_back"] == [one.what for one in served.watching.triggers.look()]
+    assert () == app(store).watching.triggers.look()
+
+
+# --- the matrices -------------------------------------------------------------------------------------------------
+
+
+def test_both_matrices_are_shown(tmp_path: Path, capsys: Capture) -> None:
+    assert 0 == cli.invoke(["matrix"])
+    lines = capsys.readouterr().out.splitlines()
+    risk = next(line for line in lines if line.startswith("Sync protocol incompatibility"))
+
+    assert ["row", "decision", "scenario", "when"] == lines[0].split()
+    assert ["data_loss", "route_back", "a_log_is_damaged", "stage=reached", "breach=yes", "floor=above"] == lines[
+        1
+    ].split()
+    assert "floor: none" in lines
+    assert risk.endswith("medium       high      triggers  15 s            failing, failing_below_floor")
+    file = tmp_path / "mine.toml"
+    file.write_text(f'min_safe_version = "{V2}"\nadvised = {{ "{V2}" = "a hole" }}\n{SHIPPED}')
+    assert 0 == cli.invoke(["matrix", "--rollout-policy", str(file)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [f"floor: {V2}", f"advised against: {V2}: a hole"] == [line for line in lines if V2 in line]
+    assert "stage=routed_back|switched|repair" in "".join(lines)
+
+
+def test_both_are_told_to_programs(capsys: Capture) -> None:
+    assert 0 == cli.invoke(["matrix", "--json"])
+    found = json.loads(capsys.readouterr().out)
+
+    assert (standard().digest, 16, 8) == (found["digest"], len(found["policy"]["row"]), len(found["risks"]))
 
 
 # --- rehearsed ----------------------------------------------------------------------------------------------------
