@@ -24,9 +24,11 @@ from blowing_off.drill.findings import Findings
 from blowing_off.drill.ledger import Ledger
 from blowing_off.drill.showing import document, show
 from inbetweenies import cli
+from inbetweenies.errors import StoreError
 from inbetweenies.model import Change, SyncRequest
 from inbetweenies.ops import rollouts
 from inbetweenies.ops.backup import backup
+from inbetweenies.ops.checklist import drill_in, kept_drill
 from inbetweenies.ops.manifest import encoded, manifest_of, read
 from inbetweenies.rollout import states
 from inbetweenies.stores import SqliteStore
@@ -167,6 +169,37 @@ def test_what_cannot_be_held_is_told_in_a_sentence(
     assert [1, 1] == codes
     assert ["Error: SQLite could not read t", "Error: expected a database at "] == [line[:30] for line in told]
     assert [] == [*folders.iterdir()]
+
+
+def test_what_a_drill_came_to_is_kept_for_a_preflight(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def held(*lines: Criterion) -> int:
+        monkeypatch.setattr(drill, "hold", lambda *_: (Findings(seconds=3.5), Ledger(), list(lines)))
+        return cli.invoke(["drill", "--db", str(database), "--json"])
+
+    assert 0 == held(Criterion(name="fine", value=0, limit=0))
+    kept, _ = drill_in(database)
+    assert (True, 3.5, str(database)) == (kept.passed, kept.seconds, kept.database)
+    assert 1 == held(Criterion(name="bad", value=1, limit=0))
+    assert not drill_in(database)[0].passed
+    held(Criterion(name="fine", value=0, limit=0))
+    # What could not be held takes back what was said before.
+    monkeypatch.setattr(drill, "hold", _cannot)
+    assert 1 == cli.invoke(["drill", "--db", str(database)])
+    assert not drill_in(database)[0].passed
+    kept_drill(database).unlink()
+    assert 1 == cli.invoke(["drill", "--db", str(database)])
+    assert not kept_drill(database).exists()
+    capsys.readouterr()
+    kept_drill(database).parent.rmdir()
+    kept_drill(database).parent.write_text("in the way")
+    assert 1 == held(Criterion(name="fine", value=0, limit=0))
+    assert "expected to make" in capsys.readouterr().err
+
+
+def _cannot(*_: object) -> None:
+    raise StoreError("it cannot be held")
 
 
 def test_a_drill_that_found_nothing_out_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
