@@ -67,7 +67,6 @@ class Drill:
                 await self.flip()
                 await self.take_back()
                 await self.edit_as_before()
-                await self.look_before_restore()
                 if manifest is not None:
                     await self.put_back(manifest)
             self.findings.ended = time.monotonic()
@@ -273,11 +272,12 @@ class Drill:
     # --- the last rung
 
     async def look_before_restore(self) -> None:
-        """What was acknowledged so far is there, and what only the newer version can say."""
+        """What was acknowledged so far is there, and what only the newer version can say. Nobody serves just now."""
         acked = list(self.ledger.acked)
         self.findings.acked = len(acked)
         self.findings.lost = await audit.lost(self.site.store, acked)
         self.findings.forgotten = await audit.forgotten(self.site.store, self.ledger.kept())
+        self.site.leave()
 
     async def put_back(self, manifest: Manifest) -> None:
         """The backup in the place of the database, under everybody who goes on writing; then two syncs of each."""
@@ -285,6 +285,7 @@ class Drill:
         path = self.site.folder / "backup.db"
         with self.ledger.failing():
             await self.site.stop()
+            await self.look_before_restore()
             try:
                 await asyncio.to_thread(restore, path, self.site.db)
                 placed = audit.placed(self.site.db)

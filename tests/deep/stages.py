@@ -140,13 +140,15 @@ STAGES: Final = {
         1,
         ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
     ),
+    "drill": Stage(
+        "drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill/each.py",)
+    ),
     "verdicts": Stage(
         "{count} verdicts about rollouts, decided again from what was kept of them",
         100_000,
         1,
         ("tests/rollout/test_verdicts.py", "-k", "a_thousand_verdicts"),
     ),
-    "drill": Stage("drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill",)),
     "migrate": Stage(
         "{count} made-up deployed databases imported, interrupted and undone",
         2_000,
