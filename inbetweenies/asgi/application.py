@@ -28,9 +28,11 @@ from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
+from ..ops.policies import standard
 from ..registry import Registry
 from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
+from ..rollout.policy import Policy as RolloutPolicy
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
@@ -101,6 +103,7 @@ def app(
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
+    rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -124,6 +127,7 @@ def app(
             themselves.
         audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
+        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -150,6 +154,7 @@ def app(
             latest_client_version=latest_client_version,
         ),
         audits=audits,
+        rollout_policy=rollout_policy,
         monotonic=monotonic,
     )
 
@@ -173,6 +178,7 @@ class App:
         blocking: bool,
         releases: Releases,
         audits: Sequence[Audit],
+        rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -190,7 +196,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic)
+        self.watching = Watching(router, audits, monotonic, policy=rollout_policy)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -616,7 +622,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        """PROTOCOL 12.13: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())

@@ -14,8 +14,10 @@ from typing import Any, Final, Protocol
 
 from ..exchange import Reply
 from ..ops.performance import PerformanceMonitor, Served
+from ..ops.policies import standard
 from ..ops.triggers import EmergencyTriggers
 from ..rollout.health import exposition
+from ..rollout.policy import Policy
 from ..router import ProtocolFallback
 
 #: What a refusal is counted as of which nobody knows what it would have become.
@@ -38,13 +40,22 @@ class Watching:
     Args:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
+        policy: asked for what decides about rollouts.
     """
 
-    def __init__(self, router: ProtocolFallback, audits: Sequence[Audit], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        router: ProtocolFallback,
+        audits: Sequence[Audit],
+        monotonic: Callable[[], float],
+        *,
+        policy: Callable[[], Policy] = standard,
+    ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
+            policy=policy,
             breaches=self._breaches,
             clock=router.clock,
             monotonic=monotonic,
