@@ -1,4 +1,4 @@
-"""What the server wants people to know, as this replica keeps it: each shown once, and acknowledged (PROTOCOL 13.5).
+"""What the server wants people to know, as this replica keeps it: each shown once, and acknowledged (PROTOCOL 14.5).
 
 Words are this client's own, so that no server can put any into its mouth. That data is safe it says only with a proof,
 and while what it holds itself is what the server says that it holds.

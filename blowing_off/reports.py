@@ -23,7 +23,7 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 class Notice(Struct, frozen=True, kw_only=True):
-    """Something that the server wants people to know (PROTOCOL 13), in this client's words.
+    """Something that the server wants people to know (PROTOCOL 14), in this client's words.
 
     Attributes:
         kind: ``maintenance``, ``rollback``, or what a newer server calls it.

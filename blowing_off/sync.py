@@ -327,7 +327,7 @@ class Sync(Reconciliation):
         return False
 
     async def _ask_notices(self) -> None:
-        """PROTOCOL 13.2: of a server that is known to have some, where the version that is spoken cannot say them."""
+        """PROTOCOL 14.2: of a server that is known to have some, where the version that is spoken cannot say them."""
         for _ in range(NOTINGS_MAX):  # what is told is acknowledged at once
             acks = notices.owed(self.store)
             if not notices.there(self.store):

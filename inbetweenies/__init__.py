@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .rollout.flags import Feature
     from .router import ProtocolFallback, ProtocolHandler, V1ProtocolHandler, V2ProtocolHandler
     from .store import Store, Transaction
+    from .stores.ddl import migration_transaction
     from .stores.memory import MemoryStore
     from .stores.sqlite import SqliteStore
 
@@ -86,6 +87,7 @@ _HOMES = {
     "V2ProtocolHandler": ".router",
     "Store": ".store",
     "Transaction": ".store",
+    "migration_transaction": ".stores.ddl",
     "MemoryStore": ".stores.memory",
     "SqliteStore": ".stores.sqlite",
 }
@@ -134,6 +136,7 @@ __all__ = [
     "VersionRefused",
     "make_version",
     "manual",
+    "migration_transaction",
     "negotiate",
     "select",
     "versioned_endpoint",

@@ -46,7 +46,7 @@ def sentence(event: Event) -> str:
 
 
 def _happened(graph: GraphStatus) -> list[Event]:
-    """What people should know; which devices were told something (PROTOCOL 13.3) is for `inbetweenies notify list`."""
+    """What people should know; which devices were told something (PROTOCOL 14.3) is for `inbetweenies notify list`."""
     return [event for event in graph.events if event.kind != "noticed"]
 
 

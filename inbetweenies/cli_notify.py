@@ -1,4 +1,4 @@
-"""``inbetweenies notify``: what people are told of the service, how far that came, and who is called (PROTOCOL 13).
+"""``inbetweenies notify``: what people are told of the service, how far that came, and who is called (PROTOCOL 14).
 
 A running server tells what is decided here within seconds, and whoever comes later when they do.
 """

@@ -478,7 +478,7 @@ class Ask(Struct, frozen=True, kw_only=True):
 
 
 class Proof(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 13.4: what an audit found of a log: that it is whole up to the place `at`, and that the log that ended
+    """PROTOCOL 14.4: what an audit found of a log: that it is whole up to the place `at`, and that the log that ended
     at the place `before`, when something was taken back, goes on in it. `digest` is the sum over what is current at
     `at`, in hexadecimal, as worked out from the rows. Whoever reads one has yet to compare it."""
 
@@ -489,7 +489,7 @@ class Proof(Struct, frozen=True, kw_only=True):
 
 
 class Noticed(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 13.2: what a server wants people to know, without words: those are the client's own."""
+    """PROTOCOL 14.2: what a server wants people to know, without words: those are the client's own."""
 
     id: str
     kind: str

@@ -46,7 +46,7 @@ BATCH_BYTES: Final = 2**20
 OVERLAP_US: Final = 30 * 1_000_000
 #: Features of PROTOCOL 5.1 that this client understands.
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE})
-#: PROTOCOL 13.2: asks for notices; only where an answer is taken in as a whole.
+#: PROTOCOL 14.2: asks for notices; only where an answer is taken in as a whole.
 NOTICES: Final = "notices"
 #: Pushes that may or may not have been heard; more are made without an answer only by who is offline for long.
 PUSHES_MAX: Final = 16

@@ -29,10 +29,12 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..ops.notify import UserNotification
+from ..ops.policies import standard
 from ..registry import Registry
 from ..rollout import notices
 from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
+from ..rollout.policy import Policy as RolloutPolicy
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
@@ -104,6 +106,7 @@ def app(
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
     people: UserNotification | None = None,
+    rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -127,8 +130,9 @@ def app(
             themselves.
         audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
-        people: tells people, and those who look after the server, of what is taken back (PROTOCOL 13); by default the
+        people: tells people, and those who look after the server, of what is taken back (PROTOCOL 14); by default the
             people only.
+        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -156,6 +160,7 @@ def app(
         ),
         audits=audits,
         people=people,
+        rollout_policy=rollout_policy,
         monotonic=monotonic,
     )
 
@@ -180,6 +185,7 @@ class App:
         releases: Releases,
         audits: Sequence[Audit],
         people: UserNotification | None,
+        rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -197,7 +203,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic, people)
+        self.watching = Watching(router, audits, monotonic, people, policy=rollout_policy)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -384,7 +390,7 @@ class App:
         return await self._aside(read)
 
     async def noticed(self, graph: str) -> tuple[int, ...]:
-        """What rises when there is something new to tell the people of a graph (PROTOCOL 13). Raises `StoreError`."""
+        """What rises when there is something new to tell the people of a graph (PROTOCOL 14). Raises `StoreError`."""
         names = (notices.DOCUMENT, notices.proofs_of(graph))
 
         async def read() -> tuple[int, ...]:
@@ -549,7 +555,7 @@ class App:
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
 
     async def _notices(self, call: Call) -> Answer:
-        """PROTOCOL 13.2: for who speaks a wire version that cannot say it, such as after a newer one was taken back."""
+        """PROTOCOL 14.2: for who speaks a wire version that cannot say it, such as after a newer one was taken back."""
         principal = self.principal(call)
         asked = parse_qs(call.scope.get("query_string", b"").decode("latin-1"))
         device, acks = asked.get("device_id", [""])[0], asked.get("ack", [])
@@ -646,7 +652,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        """PROTOCOL 12.13: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())

@@ -167,7 +167,7 @@ class Sockets:
         try:
             head, known = await self.app.head(graph), await self.app.noticed(graph)
             moved = heads.get(graph) != head
-            # PROTOCOL 13.2: who was told before the first look is asked once more, if there ever was anything to tell.
+            # PROTOCOL 14.2: who was told before the first look is asked once more, if there ever was anything to tell.
             told = noticed.get(graph, (0,) * len(known)) != known
             heads[graph], noticed[graph] = head, known
             for connection in tuple(self._open.get(graph, ())):

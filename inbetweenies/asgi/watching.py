@@ -16,8 +16,10 @@ from typing import Any, Final, Protocol
 from ..exchange import Reply
 from ..ops.notify import UserNotification
 from ..ops.performance import PerformanceMonitor, Served
+from ..ops.policies import standard
 from ..ops.triggers import Action, EmergencyTriggers
 from ..rollout.health import exposition
+from ..rollout.policy import Policy
 from ..router import ProtocolFallback
 from ..stores.keeper import run_now
 
@@ -45,6 +47,7 @@ class Watching:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
         people: tells people of what was taken back; one without channels if not given.
+        policy: asked for what decides about rollouts.
     """
 
     def __init__(
@@ -53,11 +56,14 @@ class Watching:
         audits: Sequence[Audit],
         monotonic: Callable[[], float],
         people: UserNotification | None = None,
+        *,
+        policy: Callable[[], Policy] = standard,
     ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
+            policy=policy,
             breaches=self._breaches,
             on_action=self._acted,
             clock=router.clock,

@@ -1,4 +1,4 @@
-"""How those who look after a server are reached, when it is the server that cannot be (PROTOCOL 13.6).
+"""How those who look after a server are reached, when it is the server that cannot be (PROTOCOL 14.6).
 
 A channel sends, or raises. Apprise knows a hundred services; it is loaded only by whoever names one of them, and comes
 with the extra ``notify``. What a channel is named by never holds its secrets.

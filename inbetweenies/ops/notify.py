@@ -1,4 +1,4 @@
-"""`UserNotification`: tells people what happens to the service, and those who look after it (PROTOCOL 13).
+"""`UserNotification`: tells people what happens to the service, and those who look after it (PROTOCOL 14).
 
 Read `look`, which a server does every few seconds and the command line after a rollback: what was taken back gets its
 notice, whoever took it back and whoever died over it; what is affected is audited, and gets the proof, if it is whole;

@@ -145,6 +145,7 @@ class Preflight:
         reach: asks a server that runs instead, for the answers; `where` is what it is called.
         accept_changes: what is answered otherwise than the last time is what is meant.
         days: who was seen in so many days has to speak a version that is known.
+        begun: called with the name of each step before it is taken.
         tell: called with each step when it was taken.
         now: the time, in microseconds since 1970.
         free: how many bytes are free in a folder.
@@ -160,6 +161,7 @@ class Preflight:
         where: str = "a copy",
         accept_changes: bool = False,
         days: int = CENSUS_DAYS,
+        begun: Callable[[str], object] = lambda _: None,
         tell: Callable[[Step], object] = lambda _: None,
         now: int | None = None,
         free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
@@ -167,7 +169,7 @@ class Preflight:
         self._db, self._out = db, folder_of(db) if out is None else out
         self._serve, self._reach, self._where = serve, reach, where
         self._accept, self._days = accept_changes, days
-        self._tell, self._free = tell, free
+        self._begun, self._tell, self._free = begun, tell, free
         self._now = wall_clock() if now is None else now
         self._work = self._out
         self._made: Made | None = None
@@ -198,6 +200,7 @@ class Preflight:
     def _steps(self) -> Iterator[Step]:
         works: dict[str, Callable[[], Found]] = {name: getattr(self, f"_{name}") for name in checklist.STEPS}
         for name, work in works.items():
+            self._begun(name)
             step = taken(name, work)
             self._tell(step)
             yield step
@@ -248,8 +251,9 @@ class Preflight:
         self._made = made
         self._ready |= {checklist.SNAPSHOT: None, checklist.SNAPSHOT_MANIFEST: None}
         rows = sum(mark.seq for mark in made.manifest.graphs)
+        held = f"{_count(rows, 'row')} of {_count(len(made.manifest.graphs), 'graph')}"
         return Found(
-            says=f"{rows:,} rows of {len(made.manifest.graphs)} graphs copied, opened again and verified",
+            says=f"{held} copied, opened again and verified",
             figures={"rows": rows, "size": made.manifest.size, "sha256": made.manifest.sha256},
         )
 
@@ -262,13 +266,15 @@ class Preflight:
                 raise Failed(f"integrity_check: {_first(wrong)}", "restore a backup")
             strays = connection.execute("PRAGMA foreign_key_check").fetchmany(1000)
             if strays:
-                raise Failed(f"foreign_key_check: {len(strays)} rows refer to what is not there", "restore a backup")
+                raise Failed(
+                    f"foreign_key_check: {_count(len(strays), 'row')} without what it refers to", "restore a backup"
+                )
         with self._store() as store:
             reports = run_now(DataIntegrityMonitor(store).reports())
         count = sum(report.count for report in reports.values())
         if count:
             graphs = ", ".join(name for name, report in reports.items() if report.count)
-            raise Failed(f"{count:,} things are wrong with the logs of {graphs}", advice)
+            raise Failed(f"{_count(count, 'thing')} wrong with the logs of {graphs}", advice)
         entities = sum(report.entities for report in reports.values())
         edges = sum(report.relationships for report in reports.values())
         return Found(
@@ -288,7 +294,7 @@ class Preflight:
                 "do not use this snapshot; `inbetweenies audit` says whether the database is whole",
             )
         return Found(
-            says=f"equal to the database's at the same seq, in {len(snapshot)} graphs",
+            says=f"equal to the database's at the same seq, in {_count(len(snapshot), 'graph')}",
             figures={mark.graph: {"seq": mark.seq, "digest": mark.digest} for mark in snapshot},
         )
 
@@ -305,7 +311,7 @@ class Preflight:
         self._ready[checklist.EXPORT] = None
         rows = exported.header.rows
         return Found(
-            says=f"{rows:,} rows written as JSON Lines and read back, digests and chains equal",
+            says=f"{_count(rows, 'row')} written as JSON Lines and read back, digests and chains equal",
             figures={"rows": rows, "size": file.stat().st_size},
         )
 

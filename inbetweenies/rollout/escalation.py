@@ -1,4 +1,4 @@
-"""Whom of those who look after a server to call next, and when: a decision over what was tried so far (PROTOCOL 13.6).
+"""Whom of those who look after a server to call next, and when: a decision over what was tried so far (PROTOCOL 14.6).
 
 Channels are tried in the order in which they were given. The next one is used once the one before could not be, or once
 nobody has acknowledged what it carried for two minutes.

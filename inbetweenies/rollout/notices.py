@@ -1,5 +1,5 @@
 """What people are told of a rollout: the outbox, whom a notice concerns, and when it may say that data is safe
-(PROTOCOL 13).
+(PROTOCOL 14).
 
 Read `safe`: it is the one function that says so, it takes a `Verified`, and there is no other way to one than `verify`
 and `confirm`, which compare a proof with a log, or with what a replica holds. A notice is kept as facts, never as text,
@@ -25,7 +25,7 @@ from .states import WHOLE, Rollout
 
 #: The name under which a store keeps the `Outbox`.
 DOCUMENT: Final = "notices"
-#: PROTOCOL 13.2: what a peer names among its features to be told.
+#: PROTOCOL 14.2: what a peer names among its features to be told.
 FEATURE: Final = "notices"
 
 DAY_US: Final = 24 * 3600 * 1_000_000
@@ -81,7 +81,7 @@ _COMPARED: Final = object()
 
 
 def prove(graph: str, before: Cursor, audit: Audit, head: Head) -> Proof | None:
-    """PROTOCOL 13.4: what an audit that has read all of a log up to `head` proves; None if it found anything, or if the
+    """PROTOCOL 14.4: what an audit that has read all of a log up to `head` proves; None if it found anything, or if the
     log is not the one that ended at `before`, or is shorter. That the row there is still the same is for `verify`."""
     if audit.report(head).count or audit.seq != head.seq or before.epoch != head.epoch or before.seq > head.seq:
         return None
@@ -95,7 +95,7 @@ def places_of(proof: Proof) -> tuple[int, ...]:
 
 
 def verify(proof: Proof, *, graph: str, head: Head, chains: Mapping[int, bytes]) -> Verified | None:
-    """PROTOCOL 13.4: the proof, if the log of `graph` that ends at `head` is the one that it is about: both of its
+    """PROTOCOL 14.4: the proof, if the log of `graph` that ends at `head` is the one that it is about: both of its
     places are in it, and what is current there adds up to its digest, as far as the log still says."""
     before, at = parse_cursor(proof.before), parse_cursor(proof.at)
     if before is None or at is None or proof.graph != graph or _DIGEST.fullmatch(proof.digest) is None:
@@ -110,7 +110,7 @@ def verify(proof: Proof, *, graph: str, head: Head, chains: Mapping[int, bytes])
 
 
 def confirm(proof: Proof, *, cursor: str | None, own: str, told: str | None) -> Verified | None:
-    """PROTOCOL 13.5: the proof, if a replica that stands at `cursor` of that log, or has come further, holds the same
+    """PROTOCOL 14.5: the proof, if a replica that stands at `cursor` of that log, or has come further, holds the same
     as the server: its `own` digest is the one that it was `told`, which at the place of the proof is that of the
     proof."""
     before, at, here = parse_cursor(proof.before), parse_cursor(proof.at), parse_cursor(cursor or "")
@@ -206,7 +206,7 @@ def reach_of(rollout: Rollout) -> Reach | None:
 
 
 class Notice(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """PROTOCOL 13.1: something that people are to know, as facts.
+    """PROTOCOL 14.1: something that people are to know, as facts.
 
     Attributes:
         key: what it is about; whoever puts another one under it has put none.
@@ -275,7 +275,7 @@ def of_rollback(rollout: Rollout) -> Notice | None:
 
 
 class Outbox(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """PROTOCOL 13.1: what is to be told, oldest first."""
+    """PROTOCOL 14.1: what is to be told, oldest first."""
 
     notices: tuple[Notice, ...] = ()
 
@@ -340,12 +340,12 @@ def document_of(kept: Outbox | Proofs) -> bytes:
 
 
 def ack_of(id_: str, *, proven: bool) -> str:
-    """PROTOCOL 13.3: what a peer says that has kept a notice; another word once it is told with a proof."""
+    """PROTOCOL 14.3: what a peer says that has kept a notice; another word once it is told with a proof."""
     return f"{id_}{_PROVEN}" if proven else id_
 
 
 class Told(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 13.2: a notice as a peer is told it. `duration` is in seconds."""
+    """PROTOCOL 14.2: a notice as a peer is told it. `duration` is in seconds."""
 
     id: str
     type: str
@@ -391,7 +391,7 @@ def device_key(device: str) -> str:
 
 
 def telling(graph: str, device: str, now: int, *, head: Head | None = None) -> Plan[tuple[Told, ...]]:
-    """PROTOCOL 13.2: the notices that concern `graph` and that `device` has not acknowledged, oldest first; what is
+    """PROTOCOL 14.2: the notices that concern `graph` and that `device` has not acknowledged, oldest first; what is
     proven is held against the log as it ends at `head`, or now."""
     held = yield Reads(documents=(DOCUMENT, proofs_of(graph)))
     live = _concerning(graph, held.documents, now)
@@ -411,7 +411,7 @@ def telling(graph: str, device: str, now: int, *, head: Head | None = None) -> P
 
 
 def exchange(graph: str, device: str, acks: Iterable[str], now: int) -> Plan[tuple[Told, ...]]:
-    """PROTOCOL 13.2: both, for who asks for nothing else."""
+    """PROTOCOL 14.2: both, for who asks for nothing else."""
     yield from noting(device, acks, now)
     return (yield from telling(graph, device, now))
 
@@ -431,7 +431,7 @@ def _concerning(graph: str, documents: Mapping[str, Document], now: int) -> list
 
 
 def noting(device: str, acks: Iterable[str], now: int) -> Plan[None]:
-    """PROTOCOL 13.3: remember what a device acknowledges, in the transaction of its message. What is of no notice is
+    """PROTOCOL 14.3: remember what a device acknowledges, in the transaction of its message. What is of no notice is
     ignored, and what is known already writes nothing."""
     held = yield Reads(documents=(DOCUMENT,), events=True)
     try:

@@ -66,7 +66,7 @@ PATH: Final = "/api/v1/sync/"
 _OF_ONE_MESSAGE: Final = frozenset(
     "cursor filters request_id witness locate common skip want compare pushes notices".split()
 )
-#: PROTOCOL 13.3: of one request, and of one answer: as many as there can be, each with and without a proof.
+#: PROTOCOL 14.3: of one request, and of one answer: as many as there can be, each with and without a proof.
 _NOTICES_MAX: Final = 2 * notices.NOTICES_MAX
 
 #: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
@@ -248,7 +248,7 @@ class Response(Struct, kw_only=True):
 
 
 class NoticeIn(Struct, kw_only=True):
-    """PROTOCOL 13.2, as a client reads it: its words are its own."""
+    """PROTOCOL 14.2, as a client reads it: its words are its own."""
 
     id: Label
     type: Label
@@ -526,7 +526,7 @@ def _out(told: Iterable[Told]) -> list[ChangeOut]:
 
 
 def _noticed(notice: NoticeIn) -> Noticed:
-    """PROTOCOL 13.2. When it was is for people, so that what is no time does no harm."""
+    """PROTOCOL 14.2. When it was is for people, so that what is no time does no harm."""
     at = parse_time(notice.timestamp) or 0
     return Noticed(id=notice.id, kind=notice.type, at=at, duration_s=notice.duration, proof=notice.proof)
 
@@ -693,13 +693,13 @@ class V2:
                 for row in rows
                 for name, value in _any.decode(_body(row)).items()
             ),
-            losses=frozenset(
-                pointer(row.kind, row.id, name)
+            losses={
+                pointer(row.kind, row.id, name): "field"
                 for row in rows
                 if not _STORED_AS_SERVED
                 for name in _any.decode(row.body)
                 if f"{'entity' if row.kind == 'entity' else 'relationship'}.{name}" not in CARRIES
-            ),
+            },
         )
 
     # The client's side of the same messages.

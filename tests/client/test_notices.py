@@ -1,4 +1,4 @@
-"""What the server wants people to know, shown by the client: once, and "safe" never falsely (PROTOCOL 13.5)."""
+"""What the server wants people to know, shown by the client: once, and "safe" never falsely (PROTOCOL 14.5)."""
 
 from __future__ import annotations
 

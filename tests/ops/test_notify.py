@@ -1,4 +1,4 @@
-"""`UserNotification`: durable, told once, proven, and those who look after a server called (PROTOCOL 13)."""
+"""`UserNotification`: durable, told once, proven, and those who look after a server called (PROTOCOL 14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom of those who look after a server to call next (PROTOCOL 13.6)."""
+"""Whom of those who look after a server to call next (PROTOCOL 14.6)."""
 
 from __future__ import annotations
 

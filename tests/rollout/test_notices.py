@@ -1,4 +1,4 @@
-"""What people are told of a rollout (PROTOCOL 13): whom, once, and that data is safe only where that was proven."""
+"""What people are told of a rollout (PROTOCOL 14): whom, once, and that data is safe only where that was proven."""
 
 from __future__ import annotations
 

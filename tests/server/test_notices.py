@@ -1,4 +1,4 @@
-"""A server tells people what they are to know: over HTTP and WebSocket, and only who asks for it (PROTOCOL 13)."""
+"""A server tells people what they are to know: over HTTP and WebSocket, and only who asks for it (PROTOCOL 14)."""
 
 from __future__ import annotations
 
