@@ -139,6 +139,15 @@ class RolloutControl:
         lacking = missing(rollout, evidence, self._bar, now=self._clock())
         return Standing(rollout=rollout, evidence=evidence, bar=self._bar, missing=(*unreadable, *lacking), watch=watch)
 
+    def standings(self) -> list[Standing]:
+        """Where all rollouts stand; those under way first."""
+        rollouts = self.rollouts().rollouts
+        return [self.standing(name) for name in sorted(rollouts, key=lambda name: (rollouts[name].over, name))]
+
+    def graphs(self) -> tuple[str, ...]:
+        """The names of the graphs that there are by now."""
+        return run_now(self._store.graph_names())
+
     # --- going on -------------------------------------------------------------------------------------------------
 
     def start(
@@ -172,11 +181,13 @@ class RolloutControl:
         if now is before:
             now = self._taken_up(now, steps, lists, cause)
         while now.state in BEGINNING:
+            seen: tuple[str, ...] = ()
             if now.state == "planned":
                 self.check(name)
                 if against := preflight():
                     raise NotReady(now, against)
-            now = self._moved(now, "advance", self._cause(actor, reason))
+                seen = ("nothing was found that speaks against it",)
+            now = self._moved(now, "advance", self._cause(actor, reason), seen)
         return Done(before=before, after=now)
 
     def check(self, subject: str) -> None:
@@ -319,6 +330,17 @@ class RolloutControl:
         lists = _relisted(before, frozenset(allow), frozenset(deny), frozenset(drop))
         return Done(before=before, after=self._listed(before, lists, self._cause(actor, reason)))
 
+    def note(self, subject: Feature | str, *, actor: str = "operator", reason: str) -> Done:
+        """Say how a rollout goes, also of one that is over. It stays where it is, and its evidence counts on; only the
+        next update (`rollout.report`) is due later.
+
+        Raises:
+            LocalProtocolError: there never was one, or nothing is said that can be shown.
+        """
+        before, cause = self.rollouts().of(_name(subject)), self._cause(actor, reason)
+        after = self._amended(lambda rollouts: rollouts.noted(before.subject, cause)).of(before.subject)
+        return Done(before=before, after=after)
+
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _begun(
@@ -384,8 +406,8 @@ class RolloutControl:
             )
         return rollout
 
-    def _moved(self, rollout: Rollout, event: Event, cause: Cause) -> Rollout:
-        return self._amended(lambda rollouts: _move(rollouts, rollout, event, cause)).of(rollout.subject)
+    def _moved(self, rollout: Rollout, event: Event, cause: Cause, seen: tuple[str, ...] = ()) -> Rollout:
+        return self._amended(lambda rollouts: _move(rollouts, rollout, event, cause, seen)).of(rollout.subject)
 
     def _amended(self, change: Callable[[Rollouts], Rollouts]) -> Rollouts:
         def changed(document: Document) -> bytes:
@@ -400,9 +422,9 @@ class RolloutControl:
         return Cause(actor=actor, reason=reason, at=self._clock())
 
 
-def _move(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Cause) -> Rollouts:
+def _move(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Cause, seen: tuple[str, ...] = ()) -> Rollouts:
     """Moved as it was decided upon when it was `rollout`."""
-    return rollouts.moved(rollout.subject, event, fence=rollout.fence, cause=cause)
+    return rollouts.moved(rollout.subject, event, fence=rollout.fence, cause=cause, seen=seen)
 
 
 def _relisted(rollout: Rollout | None, allow: frozenset[str], deny: frozenset[str], drop: frozenset[str]) -> Lists:
