@@ -23,6 +23,7 @@ import click
 from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_flags import flags
+from .cli_incident import incident, reconcile
 from .cli_log import log, sentence, status
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
@@ -85,6 +86,8 @@ def commands() -> None:
 commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(rollout)
+commands.add_command(incident)
+commands.add_command(reconcile)
 commands.add_command(flags)
 commands.add_command(status)
 commands.add_command(log)
@@ -147,6 +150,7 @@ def serve(
     from .auth import SqliteTokens, is_loopback
     from .merge import Policy
     from .merge import manual as by_hand
+    from .ops.incident import Incidents, RecentLog, folder_of
     from .ops.integrity import DataIntegrityMonitor
     from .ops.shadow import ShadowComparison
     from .router import ProtocolFallback
@@ -171,7 +175,8 @@ def serve(
     store = SqliteStore(db, journal=not no_journal if journal is None else journal)
     for name, event in store.happened:
         click.echo(f"{name}: {sentence(event)}", err=True)
-    with closing(SqliteTokens(db)) as tokens:
+    recent = RecentLog()
+    with closing(SqliteTokens(db)) as tokens, closing(Incidents(store, folder_of(db), log=recent)) as incidents:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))
         policy = Policy.strict() if strict_v2 else Policy(rules={type_.lower(): by_hand for type_ in manual})
@@ -185,10 +190,12 @@ def serve(
                 admin_graph=graph,
                 auth=not no_auth,
                 audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
+                incidents=incidents,
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )
-            run(application, host, port, announce=click.echo)
+            with recent.listening():
+                run(application, host, port, announce=click.echo)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise click.ClickException(

@@ -27,6 +27,7 @@ from .rollout.report import UNITS, Check, StatusReport, markdown, utc
 from .show_rollout import drawn, print_done, report_of, told
 
 if TYPE_CHECKING:
+    from .ops.incident import Capture
     from .ops.rollouts import RolloutControl
     from .rollout.canary import Bar
 
@@ -285,20 +286,45 @@ def abort(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> Non
 @rollout.command()
 @_subject
 @db_option
+@click.option("--no-bundle", is_flag=True, help="Put nothing aside of what is known now.")
 @actor_option
 @reason_option
 @json_option
-def rollback(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> None:
-    """Take SUBJECT back from everybody, at once and without asking. No data is moved, and no write is lost."""
+def rollback(subject: str, db: Path, no_bundle: bool, actor: str, reason: str, as_json: bool) -> None:
+    """Take SUBJECT back from everybody, at once and without asking. No data is moved, and no write is lost.
+
+    What is known of it is put aside first, in a folder beside the database (see `inbetweenies incident`). Whatever goes
+    wrong with that is told, and it is taken back nevertheless.
+    """
+    incident: Capture | None = None
     try:
         with _control(db) as control:
+            if not no_bundle:
+                incident = _put_aside(control, db, subject, actor, reason)
             done = control.rollback(subject, actor=actor, reason=reason)
+            path = None if incident is None else incident.finish()
     except StoreCorrupt as error:
         raise click.ClickException(
             f"{error}. Without it a wire version is taken from everybody with: "
             f"inbetweenies versions enable {quote(subject)} --as accepted --db {quote(str(db))}"
         ) from error
-    print_done(db, done, as_json)
+    print_done(db, done, as_json, {"incident": None if path is None else str(path)})
+    if incident is None:
+        return
+    if path is None:
+        click.echo(f"nothing was put aside of what was known before: {incident.failed}", err=True)
+    elif not as_json:
+        click.echo(f"what was known before is in {path}: inbetweenies incident show {path.name} --db {quote(str(db))}")
+
+
+def _put_aside(control: RolloutControl, db: Path, subject: str, actor: str, reason: str) -> Capture | None:
+    """The incident of what is about to be taken back; None if nothing is."""
+    from .ops.incident import Incidents, folder_of
+
+    rollout = control.rollouts().of(subject)
+    if rollout.undo is None:
+        return None
+    return Incidents(control.store, folder_of(db)).capture(rollout.id, actor=actor, why=reason)
 
 
 @rollout.command()

@@ -5,7 +5,7 @@ of it is in the report that JSON and Markdown are made of as well (`inbetweenies
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
@@ -27,11 +27,11 @@ _MARKS: Final = {"done": "x", "here": ">", "held": "=", "ahead": " ", "undone": 
 # --- what was done ------------------------------------------------------------------------------------------------
 
 
-def print_done(db: Path, done: Done, as_json: bool) -> None:
-    """Tell what was done, how to see it and how to undo it."""
+def print_done(db: Path, done: Done, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """Tell what was done, how to see it and how to undo it; programs are told `more`."""
     after = done.after
     if as_json:
-        click.echo(json.dumps({"changed": done.changed, **reports.told_rollout(after)}))
+        click.echo(json.dumps({"changed": done.changed, **reports.told_rollout(after), **(more or {})}))
         return
     if not done.changed:
         last = after.log[-1].cause

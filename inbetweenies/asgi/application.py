@@ -28,6 +28,7 @@ from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
+from ..ops.incident import Incidents
 from ..registry import Registry
 from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
@@ -101,6 +102,7 @@ def app(
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
+    incidents: Incidents | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -124,6 +126,8 @@ def app(
             themselves.
         audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
+        incidents: where what is known is put aside before a rollout is taken back, such as
+            ``Incidents(store, folder)``; without, nothing is.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -150,6 +154,7 @@ def app(
             latest_client_version=latest_client_version,
         ),
         audits=audits,
+        incidents=incidents,
         monotonic=monotonic,
     )
 
@@ -173,6 +178,7 @@ class App:
         blocking: bool,
         releases: Releases,
         audits: Sequence[Audit],
+        incidents: Incidents | None,
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -190,7 +196,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic)
+        self.watching = Watching(router, audits, monotonic, incidents)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {

@@ -13,9 +13,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from ..exchange import Reply
+from ..ops.incident import Incidents
 from ..ops.performance import PerformanceMonitor, Served
-from ..ops.triggers import EmergencyTriggers
+from ..ops.triggers import ACTOR, EmergencyTriggers
+from ..rollout.cases import Case
 from ..rollout.health import exposition
+from ..rollout.states import Rollout
 from ..router import ProtocolFallback
 
 #: What a refusal is counted as of which nobody knows what it would have become.
@@ -38,17 +41,26 @@ class Watching:
     Args:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
+        incidents: where what is known is put aside before a rollout is taken back.
     """
 
-    def __init__(self, router: ProtocolFallback, audits: Sequence[Audit], monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        router: ProtocolFallback,
+        audits: Sequence[Audit],
+        monotonic: Callable[[], float],
+        incidents: Incidents | None = None,
+    ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
             breaches=self._breaches,
+            before_rollback=None if incidents is None else self._put_aside,
             clock=router.clock,
             monotonic=monotonic,
         )
+        self._incidents = incidents
         self._audits = tuple(audits)
         self._thread = _Thread(self._audits)
         self._under_way: frozenset[str] = frozenset()
@@ -100,6 +112,10 @@ class Watching:
             with contextlib.suppress(asyncio.CancelledError):
                 await looking
         await asyncio.to_thread(self._thread.stop)
+
+    def _put_aside(self, rollout: Rollout, why: str, case: Case | None) -> None:
+        assert self._incidents is not None
+        self._incidents.capture(rollout.id, actor=ACTOR, why=why, metrics=self.exposition, case=case)
 
     def _breaches(self) -> tuple[str, ...]:
         """What is broken since the newest rollout began: what was so before is none of its doing."""

@@ -112,7 +112,7 @@ class RolloutControl:
         bar: Bar | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self._store = store
+        self.store = store
         self._features = features
         self._bar = bar or Bar()
         self._clock = clock
@@ -146,7 +146,7 @@ class RolloutControl:
 
     def graphs(self) -> tuple[str, ...]:
         """The names of the graphs that there are by now."""
-        return run_now(self._store.graph_names())
+        return run_now(self.store.graph_names())
 
     # --- going on -------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class RolloutControl:
                 "which looks whether it may begin"
             )
         evidence = self._evidence(before, fence)
-        canary = CanaryDeployment(self._store, before.subject, bar=self._bar, clock=self._clock)
+        canary = CanaryDeployment(self.store, before.subject, bar=self._bar, clock=self._clock)
         return Done(before=before, after=canary.increase_rollout(evidence, actor=actor, reason=reason))
 
     def finalize(
@@ -413,10 +413,10 @@ class RolloutControl:
         def changed(document: Document) -> bytes:
             return document_of(change(rollouts_in(document)))
 
-        return rollouts_in(run_now(amend(self._store, DOCUMENT, changed)))
+        return rollouts_in(run_now(amend(self.store, DOCUMENT, changed)))
 
     def _document(self, name: str) -> Document:
-        return run_now(self._store.document(name))
+        return run_now(self.store.document(name))
 
     def _cause(self, actor: str, reason: str) -> Cause:
         return Cause(actor=actor, reason=reason, at=self._clock())
