@@ -7,12 +7,13 @@ Both only read. A rollback is over when `reconcile` ends with 0: nothing is unex
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from .cli_versions import db_option, in_store, json_option, table
 from .errors import StoreError
@@ -113,7 +114,8 @@ def post_mortem(incident_id: str, db: Path) -> None:
     measured = [f"Kept when it was taken back: {', '.join(one.files)}."]
     if "case.json" in one.files:
         measured.append("The verdict can be made again: `inbetweenies incident case`.")
-    click.echo(written(one.about.id, rollout, watch or _watch(one, rollout), evidence, moments, measured), nl=False)
+    text = written(one.about.id, rollout, watch or _watch(one, rollout), evidence, moments, measured)
+    click.echo(_handed_on(text), nl=False)
 
 
 @incident.command()
@@ -157,7 +159,15 @@ def _read(db: Path, incident_id: str) -> tuple[Incident, tuple[Moment, ...]]:
     now = _documents(db)
     switched = flags_in(now.get(flags.DOCUMENT, one.document(flags.DOCUMENT)))
     decided = decisions_in(now.get(REGISTRY, one.document(REGISTRY)))
-    return one, timeline(rollout, watch or _watch(one, before), switched, decided)
+    moments = timeline(rollout, watch or _watch(one, before), switched, decided)
+    return one, tuple(replace(moment, who=_handed_on(moment.who), why=_handed_on(moment.why)) for moment in moments)
+
+
+def _handed_on(text: str) -> str:
+    """What the database says in plain words is no more to be read by many than what was kept of it."""
+    from .ops.redact import redacted, secrets_in
+
+    return redacted(text, secrets_in(os.environ))
 
 
 def _rollout(one: Incident, db: Path) -> Rollout:

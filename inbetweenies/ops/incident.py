@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
@@ -243,9 +244,13 @@ class Incidents:
         )
 
         def work(capture: Capture) -> None:
-            files, lacking = self._collected(metrics, case)
+            files, lacking = self._collected(metrics)
             late = capture.going_on.is_set()
             capture.collected.set()
+            # What a rollback cannot change is worked out while it goes on.
+            self._keep(files, lacking, "versions.json", lambda: _json(versions()))
+            if case is not None:
+                self._keep(files, lacking, "case.json", lambda: self._case(case))
             told = msgspec.structs.replace(about, late=late, lacking=lacking)
             capture.path = _write(self._folder, about.id, {_ABOUT: _json(msgspec.to_builtins(told)), **files})
 
@@ -271,34 +276,31 @@ class Incidents:
 
     # what is known
 
-    def _collected(
-        self, metrics: Callable[[], str] | None, case: Case | None
-    ) -> tuple[dict[str, bytes], dict[str, str]]:
+    def _collected(self, metrics: Callable[[], str] | None) -> tuple[dict[str, bytes], dict[str, str]]:
         """The files, and what could not be read. What a rollback changes comes first."""
         files: dict[str, bytes] = {}
         lacking: dict[str, str] = {}
-
-        def keep(name: str, part: Callable[[], bytes | None]) -> None:
-            try:
-                body = part()
-            except Exception as error:  # noqa: BLE001 - the others are worth having
-                lacking[name] = self._redacted(f"{type(error).__name__}: {error}")
-            else:
-                if body is not None:
-                    files[name] = body
-
+        lines = () if self._log is None else self._log.lines
         for name in DOCUMENTS:
-            keep(f"documents/{name}.json", lambda name=name: self._document(name))  # type: ignore[misc]
-        keep("heads.json", lambda: _json(self._heads(lacking)))
-        keep("versions.json", lambda: _json(versions()))
-        if case is not None:
-            keep("case.json", lambda: self._case(case))
+            self._keep(files, lacking, f"documents/{name}.json", partial(self._document, name))
         if metrics is not None:
-            keep("metrics.txt", lambda: self._redacted(metrics()).encode())
+            self._keep(files, lacking, "metrics.txt", lambda: self._redacted(metrics()).encode())
+        self._keep(files, lacking, "heads.json", lambda: _json(self._heads(lacking)))
         if self._log is not None:
-            lines = self._log.lines
-            keep("log.txt", lambda: "".join(f"{self._redacted(line)}\n" for line in lines).encode())
+            told = (f"{self._redacted(line)}\n" for line in lines)
+            self._keep(files, lacking, "log.txt", lambda: "".join(told).encode())
         return files, lacking
+
+    def _keep(
+        self, files: dict[str, bytes], lacking: dict[str, str], name: str, part: Callable[[], bytes | None]
+    ) -> None:
+        try:
+            body = part()
+        except Exception as error:  # noqa: BLE001 - the others are worth having
+            lacking[name] = self._redacted(f"{type(error).__name__}: {error}")
+        else:
+            if body is not None:
+                files[name] = body
 
     def _document(self, name: str) -> bytes | None:
         document = run_now(self._store.document(name))
@@ -353,18 +355,18 @@ def _json(value: Any) -> bytes:
 
 def _write(folder: Path, id_: str, files: dict[str, bytes]) -> Path:
     """The bundle in files, whole or not at all. Raises `OSError`: it could not be."""
-    partial, whole = folder / f".{id_}.partial", folder / id_
+    begun, whole = folder / f".{id_}.partial", folder / id_
     try:
-        partial.mkdir(mode=0o700, parents=True)
+        begun.mkdir(mode=0o700, parents=True)
         for name, body in files.items():
-            file = partial / name
+            file = begun / name
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(body)
         sums = {name: hashlib.sha256(body).hexdigest() for name, body in sorted(files.items())}
-        (partial / _SUMS).write_bytes(_json({"format": FORMAT, "sha256": sums}))
-        partial.rename(whole)
+        (begun / _SUMS).write_bytes(_json({"format": FORMAT, "sha256": sums}))
+        begun.rename(whole)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(begun, ignore_errors=True)
         raise
     return whole
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 REDACTED: Final = "[redacted]"
@@ -40,10 +41,10 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def _unless_plain(match: re.Match[str]) -> str:
-    """Words and hashes have letters of one case; what is drawn at random and written short has both, and digits."""
-    found = match[0]
-    random = any(map(str.isupper, found)) and any(map(str.islower, found)) and any(map(str.isdigit, found))
-    return REDACTED if random else found
+    """Words, ids and hashes keep to one kind of letters for a while; what is drawn at random changes all the time."""
+    kinds = ["upper" if one.isupper() else "lower" if one.islower() else "digit" for one in match[0] if one.isalnum()]
+    changes = sum(one != other for one, other in pairwise(kinds))
+    return REDACTED if len(set(kinds)) == 3 and 4 * changes >= len(match[0]) else match[0]
 
 
 def redacted_value(value: Any, secrets: Iterable[str] = ()) -> Any:
