@@ -70,6 +70,14 @@ class Recovery:
             rows,
         )
 
+    def made_up(self, copies: Iterable[Copy]) -> None:
+        """These were made here of what records say, and are no rows of any server."""
+        self._db.executemany(
+            "UPDATE copies SET told = ? WHERE told IS NULL AND NOT own"
+            " AND kind = ? AND id = ? AND version = ? AND hash = ?",
+            ((NEVER, *whole_of(copy)) for copy in copies),
+        )
+
     def heard_before(self, cursor: str) -> None:
         """All that was told so far is in the log of a server that only now says how long that is."""
         at = parse_cursor(cursor)

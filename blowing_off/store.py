@@ -611,6 +611,10 @@ class LocalStore(Recovery):
             for kind, id_, hash_, now in older + gone:
                 held = self._of(kind, id_)
                 known = _named(now, held)
+                said = next((copy.from_id or id_ for copy in held if copy.hash == hash_), id_)
+                if self._told_since(said, state.round):
+                    # What was made of its record is told itself, in rows; given back, that would be undone by it.
+                    known |= self._made_up(kind, id_)
                 for copy in (copy for copy in held if copy.hash == hash_):
                     line = _lineage(copy.version, [*held, copy]) if kind == "entity" else [copy]
                     seen.update({whole_of(other): other for other in line if other.version not in known})
@@ -633,6 +637,15 @@ class LocalStore(Recovery):
                 digest = digest_change(digest, gone=hash_)
             self.put_state(replace(state, digest=digest, restarting=False))
             return len(seen.keys() | quiet.keys())
+
+    def _told_since(self, id_: str, round_: int) -> bool:
+        """Whether the server has told of this entity since this round began."""
+        told = "SELECT 1 FROM pointers WHERE kind = 'entity' AND id = ? AND theirs NOTNULL AND round >= ?"
+        return self._one(told, id_, round_) is not None
+
+    def _made_up(self, kind: str, id_: str) -> set[str]:
+        found = self._all("SELECT version FROM copies WHERE kind = ? AND id = ? AND told = ?", kind, id_, NEVER)
+        return {version for (version,) in found}
 
     def _lost(self, round_: int, seen: Iterable[Whole]) -> dict[Whole, Copy]:
         """Rows made here that nothing which the server holds or is offered descends from.

@@ -186,6 +186,7 @@ class V1Exchange:
             answer = Answer(protocol_version=self.name, changes=tuple(changes), server_time=server_time)
             absorbed = absorb(answer, (), state, self.store.local(*mentions(answer, ())))
             self.store.apply(absorbed, now=self.clock())
+            self.store.made_up(absorbed.copies)
             return len(absorbed.pointers)
 
     def _known(self, item: Any, graph: Any) -> Any:

@@ -25,6 +25,8 @@ from .cli_backup import backup, restore, verify
 from .cli_flags import flags
 from .cli_incident import incident, reconcile
 from .cli_log import log, sentence, status
+from .cli_portable import export, import_command
+from .cli_preflight import preflight
 from .cli_rollout import rollout
 from .cli_versions import DAY_US, census_command, db_option, json_option, table, versions
 from .errors import InbetweeniesError, LocalProtocolError
@@ -83,6 +85,7 @@ def commands() -> None:
     """A sync server for mixed fleets: old and new clients in one graph, and no write is ever lost."""
 
 
+commands.add_command(preflight)
 commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(rollout)
@@ -95,6 +98,8 @@ commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(export)
+commands.add_command(import_command)
 
 
 # --- serve --------------------------------------------------------------------------------------------------------
@@ -328,7 +333,7 @@ def drill(db: Path | None, flips: int, as_json: bool) -> int:
     """Rehearse a rollout, its failure, its rollback and a restore on a copy, and see whether a write gets lost.
 
     Two server processes serve the copy to old and new clients that write all the time. The database itself is only
-    read. Exits with 1 unless every criterion is met.
+    read. Exits with 1 unless every criterion is met; what it came to is kept for `inbetweenies preflight`.
     """
     return int(_from_client("drill")(db, as_json, flips))
 

@@ -43,7 +43,7 @@ def backup(db: Path, target: str, keep: int | None, as_json: bool) -> None:
 
     if target.endswith(("/", os.sep)):
         Path(target).mkdir(mode=0o700, exist_ok=True)
-    made = copy(db, Path(target), keep=keep, progress=_progress())
+    made = copy(db, Path(target), keep=keep, progress=progress())
     removed = [str(path) for path in made.removed]
     if as_json:
         click.echo(json.dumps({"path": str(made.path), "removed": removed, "manifest": _told(made.manifest)}))
@@ -53,8 +53,8 @@ def backup(db: Path, target: str, keep: int | None, as_json: bool) -> None:
         click.echo(f"removed {path}")
 
 
-def _progress() -> Callable[[int, int], None]:
-    """Says on a terminal how far it is."""
+def progress() -> Callable[[int, int], None]:
+    """Says on standard error how far it is, if that is a terminal."""
 
     def told(done: int, total: int) -> None:
         if sys.stderr.isatty():

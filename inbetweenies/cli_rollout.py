@@ -126,6 +126,13 @@ def rollout() -> None:
 )
 @_allow
 @_deny
+@click.option(
+    "--preflight",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The folder of the preflight; without, the one beside the database.",
+)
 @actor_option
 @reason_option
 @json_option
@@ -135,16 +142,21 @@ def start(
     steps: tuple[int, ...] | None,
     allow: tuple[str, ...],
     deny: tuple[str, ...],
+    folder: Path | None,
     actor: str,
     reason: str,
     as_json: bool,
 ) -> None:
     """Start rolling SUBJECT out, and take it to `shadow`, where it is given to nobody yet.
 
-    Before anything is changed the database is checked and room on its disk looked for. What did not get there, for
-    that or because it was killed, goes on with the same command.
+    Refuses without a preflight of the last hour that has passed and fits the database (`inbetweenies preflight`). What
+    did not get to `shadow`, for that or because it was killed, goes on with the same command.
     """
+    from .ops.checklist import against, folder_of
     from .ops.preflight import preflight
+
+    def objections() -> tuple[str, ...]:
+        return (*preflight(db), *against(folder_of(db) if folder is None else folder, db, now=_now()))
 
     with _control(db) as control:
         done = control.start(
@@ -152,7 +164,7 @@ def start(
             steps=steps,
             allow=allow,
             deny=deny,
-            preflight=lambda: preflight(db),
+            preflight=objections,
             actor=actor,
             reason=reason,
         )

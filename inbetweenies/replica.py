@@ -282,7 +282,10 @@ def attempted(state: State, ask: Ask) -> State:
     if ask.pushes is None:
         return state
     tried = (*state.pushed, ask.pushes.now)
-    return replace(state, pushed=(*tried[:1], *tried[1:][1 - PUSHES_MAX :]))
+    if len(tried) > PUSHES_MAX:
+        # Any of those that are not kept may be the one that was heard last.
+        tried = (rewind.ANY, *tried[1 - PUSHES_MAX :])
+    return replace(state, pushed=tried)
 
 
 def incarnated(state: State, incarnation: str) -> State:

@@ -384,6 +384,8 @@ def counted(request: SyncRequest, known: Device, now: int) -> tuple[Device | Non
     if _is_forked(pushes, known.pushed):
         told: dict[str, str | int] = {"device": request.device, "known": known.pushed, "got": pushes.now}
         return None, (Event(kind="device_forked", key=request.device, at=now, told=told),)
+    if _number(known.pushed, pushes.now) > _number(pushes.now, pushes.now):
+        return None, ()  # it comes late, from a time when its device took any push for possible
     return replace(known, pushed=pushes.now), ()
 
 
@@ -393,3 +395,10 @@ def _is_forked(pushes: Pushes, known: str) -> bool:
     if not known or known.partition(":")[0] != pushes.now.partition(":")[0]:
         return False
     return known != pushes.now and known not in pushes.after and ANY not in pushes.after
+
+
+def _number(name: str, of: str) -> int:
+    """The number that a name of a push says, if it is of the same incarnation as `of`."""
+    incarnation, _, rest = name.partition(":")
+    digits = rest.partition(":")[0]
+    return int(digits) if incarnation == of.partition(":")[0] and digits.isdecimal() else 0

@@ -18,6 +18,8 @@ import click
 import httpx
 
 from inbetweenies.errors import InbetweeniesError
+from inbetweenies.ops.checklist import keep_drill, kept_drill
+from inbetweenies.stores.clock import wall_clock
 
 from ..demo import stoppable
 from ..show import Problem, Screen
@@ -34,7 +36,8 @@ from .site import Site
 def main(db: Path | None, as_json: bool, flips: int) -> int:
     """Hold a drill on a copy of the database at `db`, or on a home that is made up. 0 if all went well, else 1.
 
-    Whatever happens, Ctrl-C included, the server processes are ended and the temporary folder is removed.
+    Whatever happens, Ctrl-C included, the server processes are ended and the temporary folder is removed. What a drill
+    on a database came to is kept beside that.
     """
     screen = Screen(as_json=as_json)
     try:
@@ -45,12 +48,24 @@ def main(db: Path | None, as_json: bool, flips: int) -> int:
         return 1
     except (InbetweeniesError, httpx.HTTPError, OSError) as error:
         screen.problem(Problem("drill_failed", " ".join(str(error).split()) or type(error).__name__))
-        return 1
+        return _ended(screen, db, passed=False)
     if as_json:
         click.echo(json.dumps(document(found, ledger, lines)))
     else:
         show(lines)
-    return 0 if passed(lines) else 1
+    return _ended(screen, db, passed=passed(lines), seconds=found.seconds)
+
+
+def _ended(screen: Screen, db: Path | None, *, passed: bool, seconds: float | None = None) -> int:
+    """How it ends, which is kept beside the database for its preflight; nothing is of a home that was made up."""
+    # One that could not be held says nothing of what is no database; but it takes back what an earlier one has said.
+    if db is not None and (seconds is not None or kept_drill(db).exists()):
+        try:
+            keep_drill(db, passed=passed, now=wall_clock(), seconds=seconds)
+        except InbetweeniesError as error:
+            screen.problem(Problem("drill_not_kept", str(error)))
+            return 1
+    return 0 if passed else 1
 
 
 def hold(

@@ -21,6 +21,7 @@ from ..demo.basics import SYNC, V1, V2, Record
 from ..demo.clients import RecordClient, bearer, checked, digest_of
 from ..demo.ledger import Ledger as Drafts
 from ..reports import SyncReport
+from ..transport import HttpTransport
 from .basics import DrillError
 from .ledger import Acked, Ledger, Request
 
@@ -233,9 +234,12 @@ class Ours(Member):
     """A `BlowingOffClient`: it offers both versions, keeps what only the newer one can say until that can be said, and
     gives back what a server has lost."""
 
-    def __init__(self, name: str, graph: str, ledger: Ledger, client: BlowingOffClient) -> None:
+    def __init__(
+        self, name: str, graph: str, ledger: Ledger, *, client: BlowingOffClient, transport: HttpTransport
+    ) -> None:
         super().__init__(name, graph, ledger)
         self.client = client
+        self._transport = transport
         self.report: SyncReport | None = None  # of the newest sync
         self._made: dict[Key, dict[str, Any]] = {}
 
@@ -300,3 +304,4 @@ class Ours(Member):
 
     async def close(self) -> None:
         await self.client.close()
+        await self._transport.aclose()

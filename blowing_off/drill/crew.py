@@ -72,7 +72,7 @@ class Crew:
         transport = HttpTransport(self.site.urls[0], token, tries_max=1, http=balancer)
         path = self.site.folder / f"{name}.blow"
         client = BlowingOffClient(path, transport=transport, user=name, device=name, clock=self.clock)
-        return Ours(name, graph, self.ledger, client)
+        return Ours(name, graph, self.ledger, client=client, transport=transport)
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:

@@ -85,15 +85,15 @@ def backup(
             synced.result()
         if copied != (found.schema, found.graphs):
             raise StoreCorrupt(f"expected the copy of {db} to end where it does; it does not")
-        manifest = Manifest(format=FORMAT, release=_release(), made=format_time(now), **asdict(found))
+        manifest = Manifest(format=FORMAT, release=release(), made=format_time(now), **asdict(found))
         with beside.open("wb") as opened:
             opened.write(encoded(manifest))
             opened.flush()
             fsync(opened.fileno())
-        _publish(part, file)
+        publish(part, file)
         try:
             sync_folder(file.parent)
-            _publish(beside, manifest_of(file))  # last: without it the backup counts as unfinished
+            publish(beside, manifest_of(file))  # last: without it the backup counts as unfinished
         except BaseException:
             file.unlink(missing_ok=True)
             raise
@@ -102,7 +102,8 @@ def backup(
     return made if keep is None else Made(path=file, manifest=manifest, removed=prune(made, db.stem, keep))
 
 
-def _release() -> str:
+def release() -> str:
+    """Which release this is."""
     from .. import __version__
 
     return __version__
@@ -134,7 +135,7 @@ def sweep(folder: Path, name: str) -> None:
                 part.unlink(missing_ok=True)
 
 
-def _publish(part: Path, file: Path) -> None:
+def publish(part: Path, file: Path) -> None:
     """Give a file its name, unless somebody else has."""
     try:
         os.link(part, file)

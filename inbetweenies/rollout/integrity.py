@@ -189,7 +189,7 @@ class Audit:
             self._found("data_consistency", told, "fetch", row.seq, row=row)
             return
         try:
-            said = _columns(row)
+            said = columns(row)
         except (msgspec.MsgspecError, ValueError):
             told = f"expected a value of kind {row.kind}; got none"
             self._found("data_consistency", told, "fetch", row.seq, row=row)
@@ -250,7 +250,7 @@ class Audit:
             )
 
 
-def _columns(row: Row) -> Row:
+def columns(row: Row) -> Row:
     """`row` with the columns that follow from its value. Raises `msgspec.MsgspecError` or `ValueError`: none."""
     if row.kind == "entity":
         entity = row.entity()

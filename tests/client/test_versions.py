@@ -209,6 +209,32 @@ async def test_versions_that_are_switched_off_and_on_lose_nothing(tmp_path: Path
     assert equal
 
 
+async def test_what_was_made_of_records_is_no_row_that_is_given_back(home: Home) -> None:
+    ann, bob = client_of(home), client_of(home, "bob")
+    eve = client_of(home, "eve", versions=VersionPolicy.exact(V2))
+    await bob.add("home", "House", {"is_primary": True})
+    lamps = [await bob.add("device", f"Lamp {number}", {"secret": number}) for number in range(8)]
+    for one in (bob, ann):
+        await one.sync()
+    for number in range(3):
+        decide(home.store, v2="accepted")
+        for lamp in lamps:
+            await bob.change(lamp.id, name=f"{lamp.id[:8]} {number}")
+        # In version 1 it is in the house, as where it is was not said.
+        lamps.append(await eve.add("device", f"Lamp {len(lamps)}", {"secret": len(lamps)}))
+        for one in (bob, ann, eve, bob, ann):
+            await one.sync()
+        decide(home.store)
+        assert [True] * 3 == [(await one.sync()).equal for one in (ann, bob, ann)]
+
+    history = home.held(Reads(history=tuple(lamp.id for lamp in lamps))).history
+    assert {"bob", "eve"} == {row.user_id for rows in history.values() for row in rows}
+    assert [] == await ann.links()
+    assert [{"secret": number} for number in range(11)] == [
+        json.loads(bytes(found.content)) for lamp in lamps if (found := await ann.get(lamp.id)) is not None
+    ]
+
+
 async def test_a_version_that_is_no_longer_offered_is_left_before_it_is_refused(home: Home) -> None:
     decide(home.store, v2="accepted")
     ann = client_of(home, batch_changes=1)

@@ -69,7 +69,8 @@ def test_a_push_is_numbered_and_written_down_before_it_leaves() -> None:
     for _ in range(99):
         ask, _ = replica.compose(tried, pending(HOME))
         tried = replica.attempted(tried, ask)
-    assert (replica.PUSHES_MAX, "i:1:aa") == (len(tried.pushed), tried.pushed[0])
+    # Of so many the one that was heard may be forgotten: then nobody is taken for a copy.
+    assert (replica.PUSHES_MAX, rewind.ANY) == (len(tried.pushed), tried.pushed[0])
     assert ask.pushes is not None
     assert ask.pushes.now == tried.pushed[-1]
     # Once it is answered only the last counts.

@@ -824,15 +824,29 @@ def test_a_device_whose_pushes_the_server_may_have_missed_is_no_copy(lab: Lab) -
     assert lab.say(changes=(Change(entity=lamp(1)),), **pushes(now="i1:1:other")).device_forked
     # One that was told that the server was set back takes any push for possible.
     assert not lab.say(changes=(Change(entity=lamp(1)),), **pushes("", "i1:7:b", now="i1:8:c")).device_forked
-    lab.say(changes=(Change(entity=lamp(1)),), **pushes("", now="i1:1:a"))
     # It does not know which of two pushes was heard; the server knows of the first.
-    again = lab.say(changes=(Change(entity=lamp(1)),), **pushes("i1:1:a", "i1:2:b", now="i1:3:c"))
+    again = lab.say(changes=(Change(entity=lamp(1)),), **pushes("i1:8:c", "i1:9:b", now="i1:10:c"))
     assert not again.device_forked
     # A pull says nothing of pushes.
-    lab.say(cursor=lab.head.cursor, **pushes(now="i1:9:z"))
+    lab.say(cursor=lab.head.cursor, **pushes(now="i1:11:z"))
     device = lab.held(Reads(device="peer")).device
     assert device is not None
-    assert "i1:3:c" == device.pushed
+    assert "i1:10:c" == device.pushed
+
+
+@pytest.mark.parametrize("late", ["i1:9:late", "i1", "i1:x"])
+def test_a_push_that_comes_late_does_not_make_its_device_a_copy(lab: Lab, late: str) -> None:
+    lab.say(changes=(Change(entity=lamp(1)),), **pushes(now="i1:10:a"))
+    # It left when its device took any push for possible, which it does no more.
+    assert not lab.say(changes=(Change(entity=lamp(2)),), **pushes("", now=late)).device_forked
+
+    assert not lab.say(changes=(Change(entity=lamp(3)),), **pushes("i1:10:a", now="i1:11:b")).device_forked
+    assert [] == lab.events
+    # Another incarnation counts from the beginning.
+    assert not lab.say(changes=(Change(entity=lamp(4)),), **pushes("", now="i2:1:a")).device_forked
+    device = lab.held(Reads(device="peer")).device
+    assert device is not None
+    assert "i2:1:a" == device.pushed
 
 
 def test_a_name_of_a_push_depends_on_all_before_it() -> None:

@@ -222,7 +222,7 @@ def _no_room(*_: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "call"), [("fsync", 1), ("fsync", 2), ("_publish", 1), ("_publish", 2), ("sync_folder", 1), ("encoded", 1)]
+    ("name", "call"), [("fsync", 1), ("fsync", 2), ("publish", 1), ("publish", 2), ("sync_folder", 1), ("encoded", 1)]
 )
 def test_a_disk_that_is_full_is_told_and_leaves_nothing(
     site: Site, kept: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
@@ -293,7 +293,7 @@ def test_where_no_file_can_have_two_names_it_is_renamed(
 
     assert "good" == verify(made.path).kind
     with pytest.raises(OSError, match="File exists"):
-        module._publish(made.path, manifest_of(made.path))
+        module.publish(made.path, manifest_of(made.path))
 
 
 def test_kill_9_leaves_the_backups_that_were_there_and_the_new_one_or_none(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from inbetweenies.rollout.triggers import DOCUMENT as WATCHES
 from inbetweenies.rollout.triggers import Climb, Watch, Watches
 from inbetweenies.stores.clock import wall_clock
 from inbetweenies.stores.keeper import run_now
+from tests.ops.fit import fit
 from tests.server.calls import ROOT, environment
 
 Capture = pytest.CaptureFixture[str]
@@ -108,6 +109,7 @@ def refused(capsys: Capture, db: Path, verb: str, *arguments: object, code: int 
 
 
 def test_a_rollout_goes_all_the_way(db: Path, capsys: Capture) -> None:
+    fit(db)
     started = told(capsys, db, "start", V2, "--steps", "0.5,10,100", "--allow", "a", "--deny", "b", "--actor", "ada")
     assert (True, "shadow", [0.5, 10], ["a"], ["b"]) == tuple(
         started[name] for name in ("changed", "state", "steps_percent", "allow", "deny")
@@ -180,6 +182,7 @@ def test_lists_are_shown_and_changed(db: Path, capsys: Capture) -> None:
 def test_what_the_preflight_finds_stops_it_before_anything_is_changed(
     db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fit(db)
     monkeypatch.setattr("inbetweenies.ops.preflight.ROOM", 10**12)
     assert "make room. Put that right and start it again" in refused(capsys, db, "start", V2)
     assert "planned" == held(db).state
@@ -189,6 +192,7 @@ def test_what_the_preflight_finds_stops_it_before_anything_is_changed(
 
 
 def test_who_starts_it_is_told_who_has_it_today(db: Path, capsys: Capture) -> None:
+    fit(db)
     day = 24 * 3600 * 1_000_000
     seen = (("1.1", 1, V2), ("1.0", 29, V2), ("0.9", 31, V2), ("0.8", 1, "inbetweenies-v1"))
     now = wall_clock()
@@ -206,6 +210,7 @@ def test_who_starts_it_is_told_who_has_it_today(db: Path, capsys: Capture) -> No
 
 
 def test_a_census_that_cannot_be_read_stops_nothing(db: Path, capsys: Capture) -> None:
+    fit(db)
     put(db, census.DOCUMENT, b"[[")
     assert "shadow" == told(capsys, db, "start", V2)["state"]
 
@@ -451,6 +456,8 @@ def test_rollouts_that_cannot_be_read_are_left_alone(db: Path, capsys: Capture, 
 
 
 def test_somebody_does_it_also_without_a_name(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(db)
+
     def nobody() -> str:
         raise OSError("no such account")
 
@@ -501,6 +508,7 @@ def test_two_who_advance_at_once_advance_once(db: Path) -> None:
 
 
 def test_several_who_start_at_once_start_one(db: Path) -> None:
+    fit(db)
     ended = at_once(3, rollout(db, "start", V2))
     one = held(db)
 

@@ -288,7 +288,7 @@ def repaired(log: Log, whole: Log, plan: Iterable[Repair]) -> Log:
             for seq in range(max(step.seq - 1, 1), step.upto + 1):
                 rows[seq] = whole[1][seq - 1]
         elif step.action == "rewrite":
-            rows[step.seq] = integrity._columns(rows[step.seq])
+            rows[step.seq] = integrity.columns(rows[step.seq])
         elif step.action == "end":
             rows[step.seq] = replace(rows[step.seq], until=step.until)
         else:

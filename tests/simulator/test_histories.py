@@ -138,7 +138,10 @@ ONCE_BROKEN = {
     "a row that follows one that stood again twice": (51000616, "large"),
     "other content under the version of a row that stands again": (51000884, "large"),
     "two merges of one name, in two logs": (51001279, "large"),
+    "many pushes that were not answered, one amid them heard": (51002016, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
+    "a push that comes again after many, of which it took any for possible": (52000715, "large"),
+    "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 
 

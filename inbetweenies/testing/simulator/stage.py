@@ -413,6 +413,7 @@ class Stage:
             ledger.told = -1  # what comes back does so to the letter
             ledger.follow(NOTHING, restarted=True)
             ledger.told = max(ledger.told, before.told)
+            ledger.unplaced |= before.unplaced  # v1 clients remember what they were shown before
             gone = [row for row in before.rows if (row.kind, row.id, row.version) not in ledger.by_version]
             self.rewound.update(row.id if row.kind == "entity" else row.from_id for row in gone)
             for rule in self.rules.values():
