@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct, convert, to_builtins
 from msgspec.structs import asdict, replace
 
 from .cli_versions import db_option, in_store, json_option, table
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .rollout.timeline import Moment
     from .rollout.triggers import Watch
     from .store import Store
+
+T = TypeVar("T", bound=Struct)
 
 # --- incident -----------------------------------------------------------------------------------------------------
 
@@ -114,8 +117,8 @@ def post_mortem(incident_id: str, db: Path) -> None:
     measured = [f"Kept when it was taken back: {', '.join(one.files)}."]
     if "case.json" in one.files:
         measured.append("The verdict can be made again: `inbetweenies incident case`.")
-    text = written(one.about.id, rollout, watch or _watch(one, rollout), evidence, moments, measured)
-    click.echo(_handed_on(text), nl=False)
+    watch = watch or _watch(one, rollout)
+    click.echo(written(one.about.id, _cleared(rollout), _cleared(watch), evidence, moments, measured), nl=False)
 
 
 @incident.command()
@@ -168,6 +171,13 @@ def _handed_on(text: str) -> str:
     from .ops.redact import redacted, secrets_in
 
     return redacted(text, secrets_in(os.environ))
+
+
+def _cleared(value: T) -> T:
+    """The same of all text in a value; not of a page that is made of it, where marks stand in between."""
+    from .ops.redact import redacted_value, secrets_in
+
+    return convert(redacted_value(to_builtins(value), secrets_in(os.environ)), type(value))
 
 
 def _rollout(one: Incident, db: Path) -> Rollout:

@@ -215,7 +215,7 @@ def _lost(accounts: Accounts, row: Row, history: Sequence[Row], policy: Policy, 
             accounts.account(row, "kept", CAME_BACK)
         else:
             told = "expected it to stand: nothing that was there when it came took precedence"
-            accounts.account(row, "unexplained", f"{told} (is {row.entity_type} left to people, or has it a rule?)")
+            accounts.account(row, "unexplained", f"{told}{_asked(row)}")
         return
     reason = next((conflict.resolution_strategy for conflict in decision.conflicts), SAME)
     joined = [one for one in decision.writes.rows if one.seq > again.seq]
@@ -223,11 +223,16 @@ def _lost(accounts: Accounts, row: Row, history: Sequence[Row], policy: Policy, 
         if any(row.version in one.entity().parent_versions for one in history if one.seq > row.seq):
             accounts.account(row, "merged", reason)
         else:
-            accounts.account(row, "unexplained", "expected a row that it and what stood became; got none")
+            told = "expected a row that it and what stood became; got none"
+            accounts.account(row, "unexplained", f"{told}{_asked(row)}")
     elif reason == FOR_REVIEW and any(one.theirs.version == row.version for one in waiting(history, policy, limits)):
         accounts.account(row, "open", reason)
     else:
         accounts.account(row, "kept", reason)
+
+
+def _asked(row: Row) -> str:
+    return f" (is {row.entity_type} left to people? say so with --manual)"
 
 
 def _as_of(row: Row, seq: int) -> Row:
