@@ -51,7 +51,7 @@ def redacted_value(value: Any, secrets: Iterable[str] = ()) -> Any:
     """The same of all text in a value of JSON; what is under the name of a secret goes as a whole."""
     if isinstance(value, str):
         return redacted(value, secrets)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [redacted_value(one, secrets) for one in value]
     if isinstance(value, dict):
         return {
