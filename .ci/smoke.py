@@ -30,6 +30,9 @@ def base() -> None:
     assert "inbetweenies" in files("inbetweenies").joinpath("PROTOCOL.md").read_text("utf-8")
     for program in ("inbetweenies", "blowing-off"):
         assert "Usage" in run(program, "--help")
+    # The decision matrix, the risk matrix and what rehearses them come along.
+    assert "data_loss" in run("inbetweenies", "matrix")
+    assert "1 of 1 passed" in run("inbetweenies", "drill", "--scenario", "every_request_fails")
     print("inbetweenies", version("inbetweenies"))
 
 

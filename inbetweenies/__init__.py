@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .rollout.flags import Feature
     from .router import ProtocolFallback, ProtocolHandler, V1ProtocolHandler, V2ProtocolHandler
     from .store import Store, Transaction
+    from .stores.ddl import migration_transaction
     from .stores.memory import MemoryStore
     from .stores.sqlite import SqliteStore
 
@@ -84,6 +85,7 @@ _HOMES = {
     "V2ProtocolHandler": ".router",
     "Store": ".store",
     "Transaction": ".store",
+    "migration_transaction": ".stores.ddl",
     "MemoryStore": ".stores.memory",
     "SqliteStore": ".stores.sqlite",
 }
@@ -131,6 +133,7 @@ __all__ = [
     "VersionRefused",
     "make_version",
     "manual",
+    "migration_transaction",
     "negotiate",
     "select",
     "versioned_endpoint",

@@ -22,9 +22,11 @@ import click
 
 from .cli_audit import audit
 from .cli_backup import backup, restore, verify
+from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
 from .cli_incident import incident, reconcile
 from .cli_log import log, sentence, status
+from .cli_migrate import migrate, rollback
 from .cli_portable import export, import_command
 from .cli_preflight import preflight
 from .cli_rollout import rollout
@@ -92,12 +94,16 @@ commands.add_command(rollout)
 commands.add_command(incident)
 commands.add_command(reconcile)
 commands.add_command(flags)
+commands.add_command(explain)
+commands.add_command(matrix)
 commands.add_command(status)
 commands.add_command(log)
 commands.add_command(audit)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
+commands.add_command(migrate)
+commands.add_command(rollback)
 commands.add_command(export)
 commands.add_command(import_command)
 
@@ -132,6 +138,7 @@ commands.add_command(import_command)
 @click.option(
     "--strict-v2", is_flag=True, help="Merge nothing: the later edit wins as a whole, as on deployed servers."
 )
+@rollout_policy_option
 def serve(
     db: Path,
     host: str,
@@ -145,6 +152,7 @@ def serve(
     no_journal: bool,
     manual: tuple[str, ...],
     strict_v2: bool,
+    rollout_policy: Path | None,
 ) -> None:
     """Serve the graphs in a database file, which is made if there is none.
 
@@ -157,6 +165,7 @@ def serve(
     from .merge import manual as by_hand
     from .ops.incident import Incidents, RecentLog, folder_of
     from .ops.integrity import DataIntegrityMonitor
+    from .ops.policies import PolicyFile, standard
     from .ops.shadow import ShadowComparison
     from .router import ProtocolFallback
     from .stores import SqliteStore
@@ -177,6 +186,7 @@ def serve(
             f"expected {error.name}; not installed: pip install 'inbetweenies[server]'"
         ) from None
 
+    decides = standard if rollout_policy is None else PolicyFile(rollout_policy)
     store = SqliteStore(db, journal=not no_journal if journal is None else journal)
     for name, event in store.happened:
         click.echo(f"{name}: {sentence(event)}", err=True)
@@ -196,6 +206,7 @@ def serve(
                 auth=not no_auth,
                 audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
                 incidents=incidents,
+                rollout_policy=decides,
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )
@@ -328,13 +339,22 @@ def demo(files: tuple[Path, ...], as_json: bool) -> int:
     help="A database to hold it on a copy of; without, a home is made up.",
 )
 @click.option("--flips", type=click.IntRange(1, 1000), default=10, show_default=True, help="How often to switch.")
+@click.option("--scenario", "names", metavar="NAME", multiple=True, help="Only this small scenario; several are run.")
+@click.option("--scenarios", "every", is_flag=True, help="Only the small scenarios, all of them: a few seconds.")
 @json_option
-def drill(db: Path | None, flips: int, as_json: bool) -> int:
+def drill(db: Path | None, flips: int, names: tuple[str, ...], every: bool, as_json: bool) -> int:
     """Rehearse a rollout, its failure, its rollback and a restore on a copy, and see whether a write gets lost.
 
     Two server processes serve the copy to old and new clients that write all the time. The database itself is only
     read. Exits with 1 unless every criterion is met; what it came to is kept for `inbetweenies preflight`.
+
+    The small scenarios rehearse one row of the decision matrix each, on made-up requests and a store of their own, and
+    need neither.
     """
+    if names or every:
+        if db is not None:
+            raise click.UsageError("--db: expected it without scenarios, which have a store of their own; got both")
+        return rehearsed(None if every else names, as_json)
     return int(_from_client("drill")(db, as_json, flips))
 
 

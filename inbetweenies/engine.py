@@ -290,6 +290,8 @@ class _Work:
         if ("entity", entity.id) in change.aside:
             self.add_entity(entity, body, hash_, current=False)
             self.ack("entity", entity.id, entity.version, "superseded")
+            if change.offered:
+                self.follow_again(entity)
         elif current is None:
             if change.delete and not entity.parent_versions and not change.offered:
                 self.ack("entity", entity.id, entity.version, "noop_delete")
@@ -335,12 +337,15 @@ class _Work:
             self.add_entity(again, body, row_hash("entity", body), current=True)
 
     def follow_again(self, entity: Entity) -> None:
-        """PROTOCOL 4.14 (g): if a row stands now that comes late, what was pushed on top of it before had only lost to
-        what it takes the place of, and stands again."""
-        if self.current["entity", entity.id].version != entity.version:
+        """PROTOCOL 4.14 (g): if a row stands now that comes late, or follows what does, then what was pushed on top of
+        it before had only lost because it was not there, and stands again."""
+        current = self.current.get(("entity", entity.id))
+        if current is None:
             return
         rows, parents = self.lineage(entity.id)
         self.allowance.spend(VISIT_BYTES * len(rows))
+        if not stands_in(current.version, merge.ancestors((entity.version,), parents), rows):
+            return
         line, newest = {entity.version}, None
         for row in rows.values():
             if not line.isdisjoint(parents[row.version]):

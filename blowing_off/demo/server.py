@@ -64,16 +64,17 @@ class Server:
         port = self.url.rpartition(":")[2] or "0"
         arguments = [sys.executable, "-m", *self._module, "serve", "--db", str(self.db), "--port", port]
         with self._log.open("ab") as log:
+            said_before = log.tell()
             self.process = subprocess.Popen(  # noqa: S603 - our own command line
                 arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, text=True
             )
         try:
-            self.url = self._listening(self.process)
+            self.url = self._listening(self.process, said_before)
         except BaseException:
             self.stop()
             raise
 
-    def _listening(self, process: subprocess.Popen[str]) -> str:
+    def _listening(self, process: subprocess.Popen[str], said_before: int) -> str:
         assert process.stdout is not None
         # A server that hangs is killed, which ends the line that is waited for.
         guard = threading.Timer(START_SECONDS, process.kill)
@@ -81,12 +82,14 @@ class Server:
         try:
             line = process.stdout.readline()
         finally:
+            late = guard.finished.is_set()
             guard.cancel()
         found = re.search(r"http://\S+", line)
         if found is None:
-            log = self._log.read_text(errors="replace").split("\n")
+            log = self._log.read_bytes()[said_before:].decode(errors="replace").split("\n")
             said = next((line.strip() for line in reversed(log) if line.strip()), "nothing")
-            raise DemoError(f"expected the server process to listen; it ended and said: {said}")
+            ended = f"did not within {START_SECONDS} s" if late else "ended"
+            raise DemoError(f"expected the server process to listen; it {ended} and said: {said}")
         return found[0]
 
     def __exit__(self, *_: object) -> None:

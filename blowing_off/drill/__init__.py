@@ -48,22 +48,22 @@ def main(db: Path | None, as_json: bool, flips: int) -> int:
         return 1
     except (InbetweeniesError, httpx.HTTPError, OSError) as error:
         screen.problem(Problem("drill_failed", " ".join(str(error).split()) or type(error).__name__))
-        return _ended(screen, db, passed=False)
+        return _ended(db, passed=False)
     if as_json:
         click.echo(json.dumps(document(found, ledger, lines)))
     else:
         show(lines)
-    return _ended(screen, db, passed=passed(lines), seconds=found.seconds)
+    return _ended(db, passed=passed(lines), seconds=found.seconds)
 
 
-def _ended(screen: Screen, db: Path | None, *, passed: bool, seconds: float | None = None) -> int:
+def _ended(db: Path | None, *, passed: bool, seconds: float | None = None) -> int:
     """How it ends, which is kept beside the database for its preflight; nothing is of a home that was made up."""
     # One that could not be held says nothing of what is no database; but it takes back what an earlier one has said.
     if db is not None and (seconds is not None or kept_drill(db).exists()):
         try:
             keep_drill(db, passed=passed, now=wall_clock(), seconds=seconds)
         except InbetweeniesError as error:
-            screen.problem(Problem("drill_not_kept", str(error)))
+            click.echo(f"inbetweenies: {error}", err=True)  # standard output has the outcome already
             return 1
     return 0 if passed else 1
 

@@ -17,7 +17,7 @@ from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.ops.verify import verify
 from inbetweenies.rollout.canary import Bar, NotYet
 from inbetweenies.rollout.flags import Feature
-from inbetweenies.rollout.states import Rollout
+from inbetweenies.rollout.states import WHOLE, Rollout
 
 from ..demo.basics import V1, V2
 from . import audit
@@ -67,7 +67,6 @@ class Drill:
                 await self.flip()
                 await self.take_back()
                 await self.edit_as_before()
-                await self.look_before_restore()
                 if manifest is not None:
                     await self.put_back(manifest)
             self.findings.ended = time.monotonic()
@@ -220,14 +219,14 @@ class Drill:
         self.tell(f"rolling {V2} out again, to everybody")
         await self.start()
         for bar in (OPEN, OPEN, self.proven):  # to the canary graph, to half of all, to all
-            if not await self.advance(bar):
+            if self.rollout.share < WHOLE and not await self.advance(bar):
                 return
         since = time.monotonic()
         wanted = dict.fromkeys(self.site.graphs, V2)
         if await self.site.in_effect(wanted, since) is None:
             self.findings.stuck = "not every process serves it to every graph"
             return
-        self.findings.reached = self.rollout.state == "full"
+        self.findings.reached = self.rollout.share == WHOLE
         await self._informed(V2, since)
 
     async def flip(self) -> None:
@@ -273,19 +272,20 @@ class Drill:
     # --- the last rung
 
     async def look_before_restore(self) -> None:
-        """What was acknowledged so far is there, and what only the newer version can say."""
+        """What was acknowledged so far is there, and what only the newer version can say. Nobody serves just now."""
         acked = list(self.ledger.acked)
         self.findings.acked = len(acked)
         self.findings.lost = await audit.lost(self.site.store, acked)
         self.findings.forgotten = await audit.forgotten(self.site.store, self.ledger.kept())
+        self.site.leave()
 
     async def put_back(self, manifest: Manifest) -> None:
         """The backup in the place of the database, under everybody who goes on writing; then two syncs of each."""
         self.tell("restoring the backup, and waiting for what it lacks")
         path = self.site.folder / "backup.db"
         with self.ledger.failing():
-            before = len(self.ledger.acked)
             await self.site.stop()
+            await self.look_before_restore()
             try:
                 await asyncio.to_thread(restore, path, self.site.db)
                 placed = audit.placed(self.site.db)
@@ -294,7 +294,7 @@ class Drill:
                 )
             except InbetweeniesError as error:
                 self.findings.restored = str(error)
-            self.findings.at_risk = before
+            self.findings.at_risk = len(self.ledger.acked)
             await self.site.start()
         await self.crew.turned(2)
 

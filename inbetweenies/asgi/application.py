@@ -29,9 +29,11 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..ops.incident import Incidents
+from ..ops.policies import standard
 from ..registry import Registry
 from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
+from ..rollout.policy import Policy as RolloutPolicy
 from ..router import ProtocolFallback
 from ..store import Store
 from ..stores import SqliteStore
@@ -103,6 +105,7 @@ def app(
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
     incidents: Incidents | None = None,
+    rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
     """An ASGI application that serves every installed wire version from `store`.
@@ -128,6 +131,7 @@ def app(
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
         incidents: where what is known is put aside before a rollout is taken back, such as
             ``Incidents(store, folder)``; without, nothing is.
+        rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
     Raises:
@@ -155,6 +159,7 @@ def app(
         ),
         audits=audits,
         incidents=incidents,
+        rollout_policy=rollout_policy,
         monotonic=monotonic,
     )
 
@@ -179,6 +184,7 @@ class App:
         releases: Releases,
         audits: Sequence[Audit],
         incidents: Incidents | None,
+        rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
     ) -> None:
         self.router = router
@@ -196,7 +202,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic, incidents)
+        self.watching = Watching(router, audits, monotonic, policy=rollout_policy, incidents=incidents)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -622,7 +628,7 @@ class App:
         return ok({"status": "healthy"})
 
     async def _metrics(self, call: Call) -> Answer:
-        """PROTOCOL 12.11: what this process counted, for Prometheus."""
+        """PROTOCOL 12.13: what this process counted, for Prometheus."""
         self.principal(call)
         told = await asyncio.to_thread(self.watching.exposition)
         return Answer(200, told.encode(), media=MEDIA_TYPE.encode())

@@ -15,9 +15,11 @@ from typing import Any, Final, Protocol
 from ..exchange import Reply
 from ..ops.incident import Incidents
 from ..ops.performance import PerformanceMonitor, Served
+from ..ops.policies import standard
 from ..ops.triggers import ACTOR, EmergencyTriggers
 from ..rollout.cases import Case
 from ..rollout.health import exposition
+from ..rollout.policy import Policy
 from ..rollout.states import Rollout
 from ..router import ProtocolFallback
 
@@ -42,6 +44,7 @@ class Watching:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
         incidents: where what is known is put aside before a rollout is taken back.
+        policy: asked for what decides about rollouts.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class Watching:
         router: ProtocolFallback,
         audits: Sequence[Audit],
         monotonic: Callable[[], float],
+        *,
+        policy: Callable[[], Policy] = standard,
         incidents: Incidents | None = None,
     ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
             router.store,
             self.monitor,
+            policy=policy,
             breaches=self._breaches,
             before_rollback=None if incidents is None else self._put_aside,
             clock=router.clock,

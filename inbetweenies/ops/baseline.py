@@ -285,7 +285,8 @@ class Load(Struct, frozen=True, kw_only=True):
     Attributes:
         graph, rows: what was asked, the largest graph there is.
         version: the wire version that was spoken.
-        pull, push: reads of up to `page_rows` rows (all of them in a version without pages); writes of one entity each.
+        pull: reads of up to `page_rows` rows, all of them in a version without pages.
+        push: writes of one entity each, and the answer to that.
     """
 
     graph: str
@@ -320,7 +321,8 @@ async def load(
     def push(number: int) -> Any:
         name = f"preflight-{number}"
         if version == V2:
-            return _v2({**_LAMP, "id": name, "version": make_version(now, number, "preflight")}, sync_type="delta")
+            one = {**_LAMP, "id": name, "version": make_version(now, number, "preflight")}
+            return _v2(one, features=["paging"], page_rows=1)
         return _push_v1(name)
 
     return Load(

@@ -248,8 +248,9 @@ class Preflight:
         self._made = made
         self._ready |= {checklist.SNAPSHOT: None, checklist.SNAPSHOT_MANIFEST: None}
         rows = sum(mark.seq for mark in made.manifest.graphs)
+        held = f"{_count(rows, 'row')} of {_count(len(made.manifest.graphs), 'graph')}"
         return Found(
-            says=f"{rows:,} rows of {len(made.manifest.graphs)} graphs copied, opened again and verified",
+            says=f"{held} copied, opened again and verified",
             figures={"rows": rows, "size": made.manifest.size, "sha256": made.manifest.sha256},
         )
 
@@ -262,13 +263,15 @@ class Preflight:
                 raise Failed(f"integrity_check: {_first(wrong)}", "restore a backup")
             strays = connection.execute("PRAGMA foreign_key_check").fetchmany(1000)
             if strays:
-                raise Failed(f"foreign_key_check: {len(strays)} rows refer to what is not there", "restore a backup")
+                raise Failed(
+                    f"foreign_key_check: {_count(len(strays), 'row')} without what it refers to", "restore a backup"
+                )
         with self._store() as store:
             reports = run_now(DataIntegrityMonitor(store).reports())
         count = sum(report.count for report in reports.values())
         if count:
             graphs = ", ".join(name for name, report in reports.items() if report.count)
-            raise Failed(f"{count:,} things are wrong with the logs of {graphs}", advice)
+            raise Failed(f"{_count(count, 'thing')} wrong with the logs of {graphs}", advice)
         entities = sum(report.entities for report in reports.values())
         edges = sum(report.relationships for report in reports.values())
         return Found(
@@ -288,7 +291,7 @@ class Preflight:
                 "do not use this snapshot; `inbetweenies audit` says whether the database is whole",
             )
         return Found(
-            says=f"equal to the database's at the same seq, in {len(snapshot)} graphs",
+            says=f"equal to the database's at the same seq, in {_count(len(snapshot), 'graph')}",
             figures={mark.graph: {"seq": mark.seq, "digest": mark.digest} for mark in snapshot},
         )
 
@@ -305,7 +308,7 @@ class Preflight:
         self._ready[checklist.EXPORT] = None
         rows = exported.header.rows
         return Found(
-            says=f"{rows:,} rows written as JSON Lines and read back, digests and chains equal",
+            says=f"{_count(rows, 'row')} written as JSON Lines and read back, digests and chains equal",
             figures={"rows": rows, "size": file.stat().st_size},
         )
 

@@ -2,7 +2,8 @@
 
 Read `look`, which is done every few seconds by each process that serves one store: what this process has seen is put
 beside what the others have, and what follows is carried out by whoever comes first. All that is decided is decided by
-`rollout.triggers`. A backup is never restored here: that loses what was written since, and is a person's to do.
+the policy (`rollout.policy`), and kept with all that it was decided on (`rollout.verdicts`). A backup is never restored
+here: that loses what was written since, and is a person's to do.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from ..model import Document
 from ..registry import DOCUMENT as REGISTRY
 from ..registry import decisions_in, registry_of
 from ..registry import document_of as registry_document
-from ..rollout import canary, flags, states, triggers
+from ..rollout import canary, flags, states, triggers, verdicts
 from ..rollout.canary import EVIDENCE, Evidence, seen_in
 from ..rollout.cases import Case, Look, decided
+from ..rollout.chain import Line
 from ..rollout.flags import FEATURES, Catalogue, Feature, flags_in
 from ..rollout.health import Metric, Sample, Tolerance
 from ..rollout.kept import TEXT_CHARS_MAX, Cause
+from ..rollout.policy import Policy
 from ..rollout.states import Event, Rollout, Rollouts, rollouts_in
-from ..rollout.triggers import Rung, Signals, Thresholds, Watch, due, watches_in
+from ..rollout.triggers import Judged, Rung, Signals, Thresholds, Watch, Watches, due, watches_in
+from ..rollout.verdicts import judge, record_in
 from ..store import Store
 from ..stores.clock import wall_clock
 from ..stores.keeper import run_now
 from ..wire import load
 from .performance import PerformanceMonitor
+from .policies import standard
 
 #: Seconds between two looks: with three of them, all requests failing is ended within 15 s.
 INTERVAL_S: Final = 5.0
@@ -43,13 +48,15 @@ OVERDUE_S: Final = 3 * INTERVAL_S
 #: For so long what was taken back is still looked at, in microseconds: what is broken goes on to be so soon, or is
 #: somebody else's doing.
 FOLLOWED_US: Final = 30 * 60 * 1_000_000
+#: So many broken invariants are told apart in a verdict; more of them say nothing more.
+BREACHES_MAX: Final = 8
 #: Who did it, where a move or a switch says so.
 ACTOR: Final = "triggers"
 
 #: Told of a rollout that is about to be taken back, why, and by which verdict, if by one. It must not take long.
 BeforeRollback: TypeAlias = Callable[[Rollout, str, Case | None], object]
 
-What: TypeAlias = Event | Literal["switch", "not_switched", "repair"]
+What: TypeAlias = Event | Literal["switch", "not_switched", "repair", "fix_forward"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +68,9 @@ class Action(Struct, frozen=True, kw_only=True):
         rollout: the id of the rollout.
         what: the event that happened to it; ``switch``, its subject was disabled; ``not_switched``, it could not be, as
             nothing else would be served; ``repair``, something is still being broken, which only restarting the
-            servers, who then replay their journals, or a person mends.
+            servers, who then replay their journals, or a person mends; ``fix_forward``, it does harm, and what was
+            there before is below the security floor: it is held, and a person goes on to what is safe, or takes it
+            back.
         why: in words.
         at: microseconds since 1970.
     """
@@ -80,6 +89,7 @@ class EmergencyTriggers:
         monitor: what this process sees.
         thresholds: what is too much.
         tolerance: what may be worse; that of `monitor` if not given.
+        policy: asked at each look for the policy in force; that of `policies.standard` if not given.
         breaches: invariants that are broken, in words, found since it was last asked or still there.
         features: those that there are; what else is rolled out is a wire version.
         installed: the names of the wire versions that are installed; without them, those found here.
@@ -91,6 +101,7 @@ class EmergencyTriggers:
         wait: waits for so many seconds.
 
     Attributes:
+        last: what the last look of this process at each rollout came to, by its id.
         last_look: when a look was last finished, in seconds of `monotonic`; at first, when this was made.
     """
 
@@ -101,6 +112,7 @@ class EmergencyTriggers:
         *,
         thresholds: Thresholds | None = None,
         tolerance: Tolerance | None = None,
+        policy: Callable[[], Policy] = standard,
         breaches: Callable[[], tuple[str, ...]] = tuple,
         features: Catalogue = FEATURES,
         installed: tuple[str, ...] | None = None,
@@ -114,6 +126,7 @@ class EmergencyTriggers:
         self._monitor = monitor
         self._thresholds = thresholds or Thresholds()
         self._tolerance = tolerance
+        self._policy = policy
         self._breaches = breaches
         self._features = features
         self._installed = installed
@@ -126,7 +139,9 @@ class EmergencyTriggers:
         self._wait = wait
         self._looking = threading.Lock()
         self._untold: tuple[str, ...] = ()  # breaches that were found while the store was away
+        self._unrecorded: tuple[tuple[Line, ...], Policy] | None = None
         self._blind = 0  # looks in a row at which something could not be told, or not be kept
+        self.last: dict[str, Judged] = {}
         self.last_look = monotonic()
 
     # --- looked
@@ -224,6 +239,7 @@ class EmergencyTriggers:
             self._switch(rollout, watch, done)
         if signals is not None and not rollout.over:
             self._keep_evidence(rollout)
+        self._record()  # last: what was decided is done first
 
     def _signals(self, rollout: Rollout) -> Signals | None:
         try:
@@ -234,33 +250,72 @@ class EmergencyTriggers:
 
     def _watched(self, rollout: Rollout, signals: Signals | None, *, blind: bool, done: list[Action]) -> Watch:
         """The watch of this rollout after what was seen, as it is kept."""
-        told = signals
-        if self._untold:
-            told = replace(signals or Signals(), breaches=self._untold)
-        # What nobody could tell was not kept either, if it was the store that was away.
-        seen = (*[None] * (self._thresholds.silent if blind else 0), told)
-        now, before, after = self._clock(), Watch(rollout=rollout.id), Watch(rollout=rollout.id)
+        now, policy = self._clock(), self._policy()
+        known, after = Watches(), Watches()
+        judged: list[Judged] = []
 
         def looked(document: Document) -> bytes:
-            nonlocal before, after
-            watches = watches_in(document)
-            before = after = watches.of(rollout)
+            nonlocal known, after
+            known = after = watches_in(document)
+            judged.clear()
             for one in seen:
-                after = triggers.look(after, one, self._thresholds, fence=rollout.fence, now=now)
-            return triggers.document_of(watches.put(after))
+                found, after = judge(after, rollout, one, self._thresholds, policy, now=now)
+                judged.append(found)
+            return triggers.document_of(after)
 
         try:
+            told = self._told(rollout, signals, policy)
+            # What nobody could tell was not kept either, if it was the store that was away.
+            seen = (*[None] * (self._thresholds.silent if blind else 0), told)
             kept = self._amend(triggers.DOCUMENT, looked)
         except BaseException:
             if signals is not None:
                 self._monitor.give_back(rollout, signals)
             raise
-        if before.rung != after.rung:
+        self.last[rollout.id] = judged[-1]
+        before, watch = known.of(rollout), judged[-1].watch
+        if before.rung != watch.rung:
             looks = tuple(Look(signals=one, fence=rollout.fence, now=now) for one in seen)
-            self._cases[rollout.id] = decided(rollout, before, self._thresholds, looks)
-        if kept and before.rung != after.rung == "repair":
-            done.append(Action(rollout=rollout.id, what="repair", why=_why(after, "repair"), at=now))
-        return after
+            self._cases[rollout.id] = decided(rollout, before, self._thresholds, looks, policy)
+        if kept and before.rung != watch.rung == "repair":
+            done.append(Action(rollout=rollout.id, what="repair", why=_why(watch, "repair"), at=now))
+        if kept and judged[-1].decision == "fix_forward" and watch.worries != before.worries:
+            why = _printable("; ".join(judged[-1].evidence))
+            done.append(Action(rollout=rollout.id, what="fix_forward", why=why, at=now))
+        if kept and known.verdicts != after.verdicts:
+            self._unrecorded = (after.verdicts, policy)
+        return watch
+
+    def _record(self) -> None:
+        """Put verdicts that are new into the record. Until then they are beside the watch, so that this may fail."""
+        if self._unrecorded is None:
+            return
+        lines, policy = self._unrecorded
+        try:
+            self._amend(
+                verdicts.DOCUMENT,
+                lambda document: verdicts.document_of(record_in(document).added(lines, policy)),
+            )
+        except InbetweeniesError as error:
+            logger.warning("verdicts are not in the record yet: %s: %s", type(error).__name__, error)
+        else:
+            self._unrecorded = None
+
+    def _told(self, rollout: Rollout, signals: Signals | None, policy: Policy) -> Signals | None:
+        """What this process saw, with what is known besides."""
+        advised = policy.advised.get(rollout.subject)
+        if self._untold or advised is not None:
+            signals = replace(
+                signals or Signals(),
+                breaches=tuple(_printable(one) for one in self._untold[:BREACHES_MAX]),
+                advised=() if advised is None else (advised,),
+            )
+        if signals is None or policy.min_safe_version is None or rollout.subject in self._features:
+            return signals
+        installed = self._installed or tuple(load())
+        decisions = decisions_in(run_now(self._store.document(REGISTRY)))
+        accepted = [name for name in installed if decisions.of(name).state not in ("disabled", "retired")]
+        return replace(signals, below_floor=policy.below_floor(rollout.subject, accepted, installed))
 
     def _keep_evidence(self, rollout: Rollout) -> None:
         evidence = self._monitor.evidence(rollout, tolerance=self._tolerance)
@@ -403,6 +458,9 @@ def _may_harm(rollout: Rollout, watch: Watch, now: int) -> bool:
 
 def _why(watch: Watch, rung: Rung) -> str:
     """Why it came to this rung, as text that can be kept and shown."""
-    told = next((climb.why for climb in reversed(watch.log) if climb.rung == rung), "")
-    shown = "".join(one if one.isprintable() else "?" for one in told)[:TEXT_CHARS_MAX]
+    return _printable(next((climb.why for climb in reversed(watch.log) if climb.rung == rung), ""))
+
+
+def _printable(text: str) -> str:
+    shown = "".join(one if one.isprintable() else "?" for one in text)[:TEXT_CHARS_MAX]
     return shown if shown.strip() else "not given"

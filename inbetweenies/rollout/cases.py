@@ -11,6 +11,7 @@ from ..errors import LocalProtocolError
 from ..model import Document
 from . import triggers
 from .kept import read, written
+from .policy import Policy
 from .states import Event, Rollout
 from .triggers import Rung, Signals, Thresholds, Watch, due
 
@@ -30,6 +31,7 @@ class Case(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         rollout: as it was.
         watch: what was known of it before.
         thresholds: what was too much.
+        policy: what decided; None for the one that comes with this.
         looks: what was seen, oldest first.
         rung: where that led.
         event: what was due then; None if nothing was.
@@ -38,6 +40,7 @@ class Case(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rollout: Rollout
     watch: Watch
     thresholds: Thresholds = Thresholds()
+    policy: Policy | None = None
     looks: tuple[Look, ...]
     rung: Rung
     event: Event | None
@@ -54,14 +57,28 @@ def replayed(case: Case) -> Verdict:
     """What is decided today from what was seen then. It is what the case says, or something was changed since."""
     watch = case.watch
     for look in case.looks:
-        watch = triggers.look(watch, look.signals, case.thresholds, fence=look.fence, now=look.now)
+        watch = triggers.look(watch, look.signals, case.thresholds, fence=look.fence, now=look.now, policy=case.policy)
     return Verdict(rung=watch.rung, event=due(watch, case.rollout))
 
 
-def decided(rollout: Rollout, watch: Watch, thresholds: Thresholds, looks: tuple[Look, ...]) -> Case:
+def decided(
+    rollout: Rollout,
+    watch: Watch,
+    thresholds: Thresholds,
+    looks: tuple[Look, ...],
+    policy: Policy | None = None,
+) -> Case:
     """The case of what is decided about `rollout` from `watch` on. Raises `LocalProtocolError`: it is that of another
     rollout."""
-    blank = Case(rollout=rollout, watch=watch, thresholds=thresholds, looks=looks, rung=watch.rung, event=None)
+    blank = Case(
+        rollout=rollout,
+        watch=watch,
+        thresholds=thresholds,
+        policy=policy,
+        looks=looks,
+        rung=watch.rung,
+        event=None,
+    )
     verdict = replayed(blank)
     return msgspec.structs.replace(blank, rung=verdict.rung, event=verdict.event)
 

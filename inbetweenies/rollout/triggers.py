@@ -1,9 +1,10 @@
 """When a rollout is stopped or taken back without anybody being asked, and how far that goes (PROTOCOL 12.8).
 
-`look` is called every few seconds with what was seen since the last time. It climbs a ladder and never comes down:
-freeze, route back, switch off, repair. The last rung, restoring a backup, is for people; nothing here leads to it. What
-follows from where it stands is told by `due`, from what is kept alone, so that a process that died between deciding and
-doing leaves nothing undone, and one that does it twice does it once.
+`decide` is called every few seconds with what was seen since the last time, and asks the policy what follows from it
+(`policy`). It climbs a ladder and never comes down: freeze, route back, switch off, repair. The last rung, restoring a
+backup, is for people; nothing here leads to it. What follows from where it stands is told by `due`, from what is kept
+alone, so that a process that died between deciding and doing leaves nothing undone, and one that does it twice does it
+once.
 """
 
 from __future__ import annotations
@@ -17,22 +18,26 @@ from msgspec.structs import replace
 
 from ..errors import LocalProtocolError
 from ..model import Document
+from .chain import Line
 from .kept import check_name, read, written
+from .policy import Decision, Facts, Policy, Row, Stage
 from .sequential import Arm, Bets
 from .states import TRANSITIONS, Event, Rollout
 
 #: The name under which a store keeps `Watches`.
 DOCUMENT: Final = "watch"
 LOG_MAX: Final = 50  # climbs that are remembered: four, and freezes that people have undone
+RECENT: Final = 8  # verdicts that are kept here too, until they are in the record: a look makes two at most
 
 Rung: TypeAlias = Literal["watch", "freeze", "route_back", "switch", "repair"]
 #: PROTOCOL 12.8, from the bottom. "restore" would be next, and is a person's to do.
 RUNGS: Final[tuple[Rung, ...]] = ("watch", "freeze", "route_back", "switch", "repair")
 _ROUTED_BACK: Final = RUNGS.index("route_back")
 _SWITCHED: Final = RUNGS.index("switch")
+_STAGES: Final[Mapping[Rung, Stage]] = {"route_back": "routed_back", "switch": "switched", "repair": "repair"}
 
 
-class Thresholds(Struct, frozen=True, kw_only=True):
+class Thresholds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """PROTOCOL 12.8: what is too much.
 
     Attributes:
@@ -57,7 +62,7 @@ class Thresholds(Struct, frozen=True, kw_only=True):
             )
 
 
-class Signals(Struct, frozen=True, kw_only=True):
+class Signals(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was seen since the last look.
 
     Attributes:
@@ -66,6 +71,8 @@ class Signals(Struct, frozen=True, kw_only=True):
         breaches: invariants that are broken, in words: certain, and each enough.
         degraded: what became worse, in words (`health.compare`).
         memory: of the process, as a multiple of what it was when the rollout began; None if that is not known.
+        advised: holes that are known in what is rolled out, in words.
+        below_floor: why what would be served instead is not safe, in words; empty if it is.
     """
 
     canary: Arm = Arm()
@@ -75,6 +82,8 @@ class Signals(Struct, frozen=True, kw_only=True):
     breaches: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
     memory: float | None = None
+    advised: tuple[str, ...] = ()
+    below_floor: str = ""
 
 
 class Climb(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +106,7 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         silence: for how many looks in a row nobody could tell what was seen.
         worries: what it was frozen for. Each does so once: who resumes it after that knows.
         switched: what is rolled out was switched off as far as it could be. Once: who switches it on again knows why.
+        rows: the rows of the policy that decided more than to watch.
         log: the newest `LOG_MAX` climbs, oldest first.
 
     Raises:
@@ -111,6 +121,7 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     silence: int = 0
     worries: frozenset[str] = frozenset()
     switched: bool = False
+    rows: frozenset[str] = frozenset()
     log: tuple[Climb, ...] = ()
 
     def __post_init__(self) -> None:
@@ -132,26 +143,114 @@ class Watch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.height >= _SWITCHED and not self.switched
 
 
-def look(watch: Watch, signals: Signals | None, thresholds: Thresholds, *, fence: int, now: int) -> Watch:
+class Judged(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 12.11: what one look came to.
+
+    Attributes:
+        facts: what is known.
+        row: the name of the row of the policy that they meet.
+        decision: what that says.
+        evidence: what it is known from, in words.
+        watch: what is kept of it.
+    """
+
+    facts: Facts
+    row: str
+    decision: Decision
+    evidence: tuple[str, ...]
+    watch: Watch
+
+
+def look(
+    watch: Watch,
+    signals: Signals | None,
+    thresholds: Thresholds,
+    *,
+    fence: int,
+    now: int,
+    policy: Policy | None = None,
+) -> Watch:
+    """`decide`, for whoever asks only what is kept of it; by the policy that comes with this, if none is given."""
+    if policy is None:
+        from ..ops.policies import standard
+
+        policy = standard()
+    return decide(watch, signals, thresholds, policy, fence=fence, now=now).watch
+
+
+def decide(
+    watch: Watch, signals: Signals | None, thresholds: Thresholds, policy: Policy, *, fence: int, now: int
+) -> Judged:
     """PROTOCOL 12.8: what is known after one more look, at `now` microseconds, at a rollout with this `fence`.
 
     `signals` is None if nobody could tell. No data is neither a sign of health, nor does a doubt pass because nobody
     came. What was seen may be told once only: of several who look at once, one puts what comes of it, and the others
     look anew.
     """
-    if watch.routed_back:
-        # Nobody is reached any more: only what is still being broken leads further, one rung a look.
-        above = RUNGS[watch.height + 1 : watch.height + 2]
-        return _climbed(watch, above, signals.breaches, now) if signals and signals.breaches else watch
-    watch = _seen(watch, signals, thresholds)
-    if certain := _certain(watch, signals, thresholds):
-        # Never jumping means that each rung is named, not that harm is done meanwhile.
-        return _climbed(watch, RUNGS[watch.height + 1 : _ROUTED_BACK + 1], certain, now)
-    worrying = _worrying(watch, signals, thresholds)
-    if not worrying.keys() - watch.worries:
+    if not watch.routed_back:
+        watch = _seen(watch, signals, thresholds)
+    # Once nobody is reached any more only what is still being broken leads further.
+    certain = signals.breaches if watch.routed_back and signals else _certain(watch, signals, thresholds)
+    worrying = {} if watch.routed_back else _worrying(watch, signals, thresholds)
+    facts = _facts(watch, signals, thresholds, worrying)
+    row = policy.decides(facts)
+    below = (signals.below_floor,) if signals and signals.below_floor else ()
+    return Judged(
+        facts=facts,
+        row=row.name,
+        decision=row.decision,
+        evidence=(*certain, *worrying.values(), *below),
+        watch=_obeyed(watch, row, certain, worrying, below=below, fence=fence, now=now),
+    )
+
+
+def _facts(watch: Watch, signals: Signals | None, thresholds: Thresholds, worrying: Mapping[str, str]) -> Facts:
+    stage = _STAGES.get(watch.rung, "reached")
+    if signals is None:
+        return Facts(stage=stage, silence="yes" if worrying else "no")
+    broken: Literal["yes", "no"] = "yes" if signals.breaches else "no"
+    floor: Literal["below", "above"] = "below" if signals.below_floor else "above"
+    if stage != "reached":
+        return Facts(stage=stage, breach=broken, floor=floor)
+    certain = _won(watch, thresholds) or _doubted(watch)
+    return Facts(
+        breach=broken,
+        failing="certain" if certain else "doubt" if watch.doubts else "no",
+        worse="yes" if signals.degraded else "no",
+        memory="yes" if "memory" in worrying else "no",
+        security="yes" if signals.advised else "no",
+        floor=floor,
+    )
+
+
+def _obeyed(
+    watch: Watch,
+    row: Row,
+    certain: tuple[str, ...],
+    worrying: Mapping[str, str],
+    *,
+    below: tuple[str, ...],
+    fence: int,
+    now: int,
+) -> Watch:
+    decision = row.decision
+    if decision == "watch":
         return watch
-    watch = replace(watch, fence=fence, worries=watch.worries.union(worrying))
-    return _climbed(watch, ("freeze",), tuple(worrying.values()), now)
+    watch = replace(watch, rows=watch.rows | {row.name})
+    if decision == "restore_by_person":
+        return watch
+    if decision not in ("freeze", "fix_forward"):
+        # Never jumping means that each rung is named, not that harm is done meanwhile.
+        above = RUNGS[watch.height + 1 : RUNGS.index(decision) + 1]
+        return _climbed(watch, above, certain or tuple(worrying.values()) or (row.why,), now)
+    # Each reason freezes once: who resumes it after that knows.
+    forward = decision == "fix_forward"
+    reasons = {f"row {row.name}"} if forward or certain or not worrying else worrying.keys()
+    if not reasons - watch.worries:
+        return watch
+    why = (*(certain or tuple(worrying.values()) or (row.why,)), *(below if forward else ()))
+    watch = replace(watch, fence=fence, worries=watch.worries.union(reasons))
+    return watch if watch.routed_back else _climbed(watch, ("freeze",), why, now)
 
 
 def _seen(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> Watch:
@@ -168,16 +267,24 @@ def _seen(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> Watc
     )
 
 
+def _won(watch: Watch, thresholds: Thresholds) -> bool:
+    return watch.bets.wealth >= 1 / thresholds.alpha
+
+
+def _doubted(watch: Watch) -> bool:
+    return watch.doubts >= 2
+
+
 def _certain(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> tuple[str, ...]:
     if signals is None:
         return ()
     told = list(signals.breaches)
-    if watch.bets.wealth >= 1 / thresholds.alpha:
+    if _won(watch, thresholds):
         ours, theirs = watch.bets.canary, watch.bets.control
         told.append(f"{ours.failures} of {ours.requests} failed, of the others {theirs.failures} of {theirs.requests}")
-    if watch.doubts >= 2:
+    if _doubted(watch):
         told.append(f"{signals.canary_run} failures in a row, at {watch.doubts} looks")
-    return tuple(told)
+    return (*told, *signals.advised)
 
 
 def _worrying(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> dict[str, str]:
@@ -193,8 +300,6 @@ def _worrying(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> 
 
 
 def _climbed(watch: Watch, rungs: tuple[Rung, ...], why: tuple[str, ...], now: int) -> Watch:
-    if not rungs:
-        return watch
     log = tuple(Climb(rung=rung, at=now, why="; ".join(why)) for rung in rungs)
     return replace(watch, rung=rungs[-1], log=(*watch.log, *log)[-LOG_MAX:])
 
@@ -219,13 +324,17 @@ def due(watch: Watch, rollout: Rollout) -> Event | None:
 
 
 class Watches(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The watch of the newest rollout of each subject.
+    """The watch of the newest rollout of each subject, and the newest verdicts.
+
+    They are kept here together with what they decided, so that nothing is decided without one; the record
+    (`verdicts.Record`) has those before them too.
 
     Raises:
         LocalProtocolError: one is under another subject than its own.
     """
 
     watches: Mapping[str, Watch] = {}
+    verdicts: tuple[Line, ...] = ()
 
     def __post_init__(self) -> None:
         for subject, watch in self.watches.items():
@@ -244,7 +353,7 @@ class Watches(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         kept = self.watches.get(subject)
         if kept is not None and _subject_and_serial(kept.rollout)[1] > serial:
             return self
-        return Watches(watches={**self.watches, subject: watch})
+        return replace(self, watches={**self.watches, subject: watch})
 
 
 def _subject_and_serial(rollout: str) -> tuple[str, int]:

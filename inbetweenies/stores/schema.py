@@ -6,6 +6,7 @@ import sqlite3
 from typing import Final
 
 from ..errors import StoreError
+from .ddl import migration_transaction
 
 #: Marks the file as ours, so that another application's file is never touched: "Inbt".
 APPLICATION_ID: Final = 0x496E6274
@@ -106,7 +107,9 @@ ALTER TABLE devices ADD COLUMN pushed TEXT NOT NULL DEFAULT '';
 {_EVENTS}
 """  # noqa: S608 - only our own table is put in
 
-#: What makes the next schema of each one that a file may have.
+#: What makes the next schema of each one that a file may have. A step only adds: nothing that only a newer wire version
+#: says is dropped (PROTOCOL 13.9). What is not needed any more goes in a step of its own, once a rollout
+#: is finalized. Indexes say nothing, so they may be made anew.
 UPGRADES: Final = {1: _DOCUMENTS, 2: _REWINDS, 3: f"DROP INDEX log_type;{_INDEXES}"}
 
 
@@ -124,13 +127,12 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise StoreError("expected a file system that allows a write-ahead log; got one that does not")
     if found == SCHEMA_VERSION:
         return
-    connection.execute("BEGIN IMMEDIATE")
-    found = _schema(connection)  # another process may have been faster
-    steps = [SCHEMA] if found == 0 else [UPGRADES[step] for step in range(found, SCHEMA_VERSION)]
-    for statement in "".join(steps).split(";"):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+    with migration_transaction(connection):
+        found = _schema(connection)  # another process may have been faster
+        steps = [SCHEMA] if found == 0 else [UPGRADES[step] for step in range(found, SCHEMA_VERSION)]
+        for statement in "".join(steps).split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _schema(connection: sqlite3.Connection) -> int:

@@ -534,6 +534,22 @@ def test_what_was_pushed_on_top_of_a_row_before_that_came_stands_again(lab: Lab,
     assert now.version.startswith(f"{newest.version}#")
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_what_was_pushed_on_top_of_what_only_follows_now_stands_again(lab: Lab, follows: bool) -> None:
+    gone = lamp(1, deleted=True)
+    lab.push(gone)
+    between = lamp(2, gone if follows else LAMP, deleted=True)
+    newest = lamp(3, between, deleted=True, colour=1)
+    lab.push(newest)
+    assert gone == lab.current("lamp")
+    for _ in range(2):
+        lab.offer(between, aside=True)
+
+    now = lab.current("lamp")
+    assert (newest.content if follows else gone.content) == now.content
+    assert now.version.startswith(f"{newest.version}#" if follows else gone.version)
+
+
 def test_what_its_maker_still_waits_to_hear_of_stands_again_though_somebody_else_has_brought_it(lab: Lab) -> None:
     gone = lamp(1, deleted=True)
     back = lamp(2, gone, on=1)

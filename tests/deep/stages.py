@@ -140,7 +140,27 @@ STAGES: Final = {
         1,
         ("tests/rollout/test_triggers.py", "-k", "rollouts_that_do"),
     ),
-    "drill": Stage("drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill",)),
+    "drill": Stage(
+        "drills as in production, and one with each bug that it has to find", 1, 1, ("tests/drill/each.py",)
+    ),
+    "verdicts": Stage(
+        "{count} verdicts about rollouts, decided again from what was kept of them",
+        100_000,
+        1,
+        ("tests/rollout/test_verdicts.py", "-k", "a_thousand_verdicts"),
+    ),
+    "migrate": Stage(
+        "{count} made-up deployed databases imported, interrupted and undone",
+        2_000,
+        1,
+        ("tests/ops/test_migrate.py::test_whatever_stands_in_a_database_every_row_is_accounted_for",),
+    ),
+    "migrate-kills": Stage(
+        "{count} imports of processes that are killed until they are done, and undone so",
+        50,
+        1,
+        ("tests/ops/test_cli_migrate.py", "-k", "killed"),
+    ),
     "clock": Stage("{count} histories in which the clock steps", 20_000, 2, (_STORM + "test_clock.py",)),
     "bites": Stage("bugs planted in real processes, until each is found", 1, 1, (_STORM + "bites.py",)),
 }

@@ -1,7 +1,6 @@
 """The drill: it passes on a copy, leaves the original as it was, and fails on the right line where something is wrong.
 
-The quick suite holds two drills, the second of which has several bugs at once. With ``DEEP_EXAMPLES`` in the
-environment there is one for each bug, and one as it is held in production.
+Two drills are held, the second of which has several bugs at once; `tests.drill.each` holds one for each bug.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,16 +24,17 @@ from blowing_off.drill.findings import Findings
 from blowing_off.drill.ledger import Ledger
 from blowing_off.drill.showing import document, show
 from inbetweenies import cli
+from inbetweenies.errors import StoreError
 from inbetweenies.model import Change, SyncRequest
 from inbetweenies.ops import rollouts
 from inbetweenies.ops.backup import backup
+from inbetweenies.ops.checklist import drill_in, kept_drill
 from inbetweenies.ops.manifest import encoded, manifest_of, read
 from inbetweenies.rollout import states
 from inbetweenies.stores import SqliteStore
 from tests.support import Server, at, entity, run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-deep: Final = pytest.mark.skipif("DEEP_EXAMPLES" not in os.environ, reason="minutes; python -m tests.deep drill")
 
 LOST: Final = "acknowledged writes lost"
 FAILED: Final = "failed requests outside of the injected fault"
@@ -172,6 +171,37 @@ def test_what_cannot_be_held_is_told_in_a_sentence(
     assert [] == [*folders.iterdir()]
 
 
+def test_what_a_drill_came_to_is_kept_for_a_preflight(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def held(*lines: Criterion) -> int:
+        monkeypatch.setattr(drill, "hold", lambda *_: (Findings(seconds=3.5), Ledger(), list(lines)))
+        return cli.invoke(["drill", "--db", str(database), "--json"])
+
+    assert 0 == held(Criterion(name="fine", value=0, limit=0))
+    kept, _ = drill_in(database)
+    assert (True, 3.5, str(database)) == (kept.passed, kept.seconds, kept.database)
+    assert 1 == held(Criterion(name="bad", value=1, limit=0))
+    assert not drill_in(database)[0].passed
+    held(Criterion(name="fine", value=0, limit=0))
+    # What could not be held takes back what was said before.
+    monkeypatch.setattr(drill, "hold", _cannot)
+    assert 1 == cli.invoke(["drill", "--db", str(database)])
+    assert not drill_in(database)[0].passed
+    kept_drill(database).unlink()
+    assert 1 == cli.invoke(["drill", "--db", str(database)])
+    assert not kept_drill(database).exists()
+    capsys.readouterr()
+    kept_drill(database).parent.rmdir()
+    kept_drill(database).parent.write_text("in the way")
+    assert 1 == held(Criterion(name="fine", value=0, limit=0))
+    assert "expected to make" in capsys.readouterr().err
+
+
+def _cannot(*_: object) -> None:
+    raise StoreError("it cannot be held")
+
+
 def test_a_drill_that_found_nothing_out_has_failed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = criteria(Findings(), Ledger(), [])
     show(lines)
@@ -206,64 +236,3 @@ def test_a_drill_that_is_stopped_leaves_neither_files_nor_processes(tmp_path: Pa
 def hear_interrupts() -> None:
     """A shell starts what runs in the background deaf to Ctrl-C, and what it starts inherits that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-# --- one bug at a time --------------------------------------------------------------------------------------------
-
-
-@deep
-@pytest.mark.parametrize(
-    ("plants", "held", "lines"),
-    [
-        (("drop",), {}, {LOST}),
-        (("shred",), {}, {FORGOTTEN}),
-        (("slow",), {"sessions": 300, "patience_s": 60.0}, {REACHED}),
-        (("burst",), {}, {FAILED}),
-        (("stuck",), {}, {BY_ITSELF}),
-        (("deaf", "none"), {}, {IN_EFFECT, INFORMED}),
-        (("mute",), {}, {INFORMED}),
-        (("forgetful",), {}, {BACK, REPLICAS}),
-        (("wrong",), {}, {REPLICAS}),
-    ],
-)
-def test_a_bug_in_a_server_is_found_on_the_right_line(
-    plants: tuple[str, ...], held: dict[str, Any], lines: set[str]
-) -> None:
-    _, _, found = drill.hold(None, settings(*plants, **({"patience_s": 10.0} | held)))
-
-    assert lines == failed(found)
-
-
-@deep
-@pytest.mark.parametrize(
-    ("plant", "lines"),
-    [
-        (lie, {BACKUP, RESTORED}),
-        (keep_what_is_there, {RESTORED}),
-        (ignore_fences, {ADVANCES}),
-        (take_nothing_back, {BY_COMMAND, IN_EFFECT, INFORMED}),
-    ],
-)
-def test_a_bug_in_whoever_runs_them_is_found_on_the_right_line(
-    plant: Callable[[Patch], None], lines: set[str], monkeypatch: Patch
-) -> None:
-    plant(monkeypatch)
-    _, _, found = drill.hold(None, settings(patience_s=10.0))
-
-    assert lines == failed(found)
-
-
-@deep
-def test_a_drill_as_in_production_passes() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "inbetweenies.cli", "drill", "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    told = json.loads(done.stdout)
-
-    for one in told["criteria"]:
-        print(f"figures: {one['result']}  {one['name']}: {one['value']} (limit {one['limit']})")
-    assert (0, "") == (done.returncode, done.stderr)

@@ -322,6 +322,27 @@ def test_it_is_put_aside_before_anything_is_changed_and_once(tmp_path: Path) -> 
     assert ("route_back", "roll_back") == (verdict.rung, verdict.event)
 
 
+def test_what_failed_and_is_done_at_the_next_look_is_not_put_aside_again(tmp_path: Path) -> None:
+    store, process, kept = triggered(tmp_path)
+    process.serve(OUT, 100)
+    process.serve(IN, 60, failed=True)
+    whole = Shaky.put_document
+
+    async def no_moves(self: Shaky, name: str, body: bytes, *, revision: int) -> bool:
+        if name == states.DOCUMENT:
+            raise StoreBusy("expected the store; got none")
+        return await whole(self, name, body, revision=revision)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shaky, "put_document", no_moves)
+        with pytest.raises(StoreBusy):
+            process.look()
+    assert "ramp" == of(store).state
+    process.look()
+
+    assert ("rolled_back", 1) == (of(store).state, len(kept))
+
+
 def test_a_person_who_takes_it_back_has_it_put_aside_as_well(tmp_path: Path) -> None:
     store, process, kept = triggered(tmp_path)
     put(store, ramping(), ramping("mcp_server"), ramping("x", state="rolled_back"))

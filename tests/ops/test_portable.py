@@ -274,6 +274,14 @@ def test_what_differs_is_left_alone_and_nothing_comes(tmp_path: Path) -> None:
     assert before == whole(other)
 
 
+def test_the_same_version_of_another_value_is_not_there(tmp_path: Path) -> None:
+    export_to(made(tmp_path / "home.db", g=[entity("a", at(1))]), tmp_path / "out.jsonl")
+    other = made(tmp_path / "other.db", g=[entity("a", at(1), {"another": "value"})])
+
+    with pytest.raises(LocalProtocolError, match="lacks 1 of the 1"):
+        import_from(tmp_path / "out.jsonl", other)
+
+
 def test_who_has_the_database_open_is_not_disturbed(tmp_path: Path) -> None:
     db = home(tmp_path / "home.db")
     export_to(db, tmp_path / "out.jsonl")

@@ -262,13 +262,13 @@ def test_an_index_that_lacks_a_row(db: Path) -> None:
 def test_a_row_that_refers_to_nothing(db: Path) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("INSERT INTO devices VALUES (99, 'd', 0, 0, '', '')")
-    assert "foreign_key_check: 1 rows refer to what is not there" == failed(db, "integrity")
+    assert "foreign_key_check: 1 row without what it refers to" == failed(db, "integrity")
 
 
 def test_a_log_that_is_not_whole(db: Path) -> None:
     with closing(sqlite3.connect(db)) as connection, connection:
         connection.execute("UPDATE log SET user_id = 'eve' WHERE seq = 1")
-    assert "2 things are wrong with the logs of g, h" == failed(db, "integrity")
+    assert "2 things wrong with the logs of g, h" == failed(db, "integrity")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ ONCE_BROKEN = {
     "many pushes that were not answered, one amid them heard": (51002016, "large"),
     "two rows that followed one that stands again": (50000814, "large"),
     "a push that comes again after many, of which it took any for possible": (52000715, "large"),
+    "a tombstone on top of rows that come back aside": (52000744, "large"),
+    "what was asked for by name beside a page": (100033491, "small"),
     "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 

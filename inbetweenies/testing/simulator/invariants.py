@@ -610,7 +610,8 @@ class CopiesPart(Invariant):
             self.broken(f"{served.device} pushes {now} after {after}, {known} was before; it is told {told}")
         # What comes late, from a time when its device took any push for possible, is not the last that it pushed.
         late = known.partition(":")[0] == now.partition(":")[0] and _count(known) > _count(now)
-        if not (told or late):
+        unknown = key not in self.known and "" in after  # whether it comes late
+        if not (told or late or unknown):
             self.known[key] = now
 
     def restored(self, graph: str, old: Ledger, new: Ledger) -> None:
@@ -673,6 +674,9 @@ class Bounded(Invariant):
         client = device.client
         if isinstance(client, ModernV2) and not client.failed:
             most = self.stage.setting.page_rows + len({row.id for row in letter.pushed.rows})
+            if client.page > most and client.more:
+                # PROTOCOL 4.15: what it asked for by name is told beside the page.
+                most += len(_decode(letter.body).get("want", ()))
             if client.page > most and client.more:
                 self.broken(f"{device} got a page of {client.page} rows; it asked for {self.stage.setting.page_rows}")
 
