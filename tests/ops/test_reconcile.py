@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from inbetweenies import SqliteStore
 from inbetweenies.limits import Limits
 from inbetweenies.merge import FOR_REVIEW, TOMBSTONE_WINS, VERSION_COLLISION, Policy, manual
-from inbetweenies.model import Change, Entity, SyncRequest
+from inbetweenies.model import Change, Entity, Reads, SyncRequest
 from inbetweenies.ops.reconcile import Reconciled, reconcile
 from inbetweenies.rollout import reconcile as rules
 from inbetweenies.rollout.reconcile import CAME_BACK, FATES, SAME, TOLD_MAX, Accounts
@@ -228,6 +229,21 @@ def test_a_row_that_nobody_can_explain_is_told(planted: Callable[[str], Reconcil
 
     assert one.count > one.report.count > 0
     assert any(told in row.told for row in one.accounts.unexplained)
+
+
+@pytest.mark.parametrize("wrong", [{"until": 2}, {"id": "e2"}, {"kind": "edge"}])
+def test_only_a_row_of_the_same_thing_that_stood_takes_the_place_of_another(wrong: dict[str, Any]) -> None:
+    server = Server()
+    base = entity("e1", at(0))
+    server.push(base)
+    server.push(child(base, at(1), {"a": 1}))
+    rows = server.held(Reads(seqs=(1, 2))).seqs
+    counted = accounts(server.store)
+    rules._was_followed(counted, rows[1], rows[2])
+    assert 0 == counted.fates["unexplained"]
+    rules._was_followed(counted, rows[1], replace(rows[2], **wrong))
+
+    assert 1 == counted.fates["unexplained"]
 
 
 def test_what_only_the_journal_knows_is_counted() -> None:

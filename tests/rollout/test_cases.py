@@ -47,7 +47,7 @@ def test_a_case_is_kept_whole_in_a_file() -> None:
 
 def test_a_decision_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = decided(ROLLOUT, Watch(rollout=ROLLOUT.id), Thresholds(), (look(60),))
-    monkeypatch.setattr(triggers, "_certain", lambda *_: ())
+    monkeypatch.setattr(triggers, "_won", lambda *_: False)
 
     assert Verdict(rung="watch", event=None) == replayed(case)
 
