@@ -47,9 +47,10 @@ def list_(db: Path, as_json: bool) -> None:
     """List the incidents that are kept beside the database."""
     from .ops.incident import folder_of, listed
 
-    found = listed(folder_of(db))
+    found, unreadable = listed(folder_of(db))
     if as_json:
-        click.echo(json.dumps({"incidents": [asdict(one.about) | {"damaged": list(one.damaged)} for one in found]}))
+        told = [asdict(one.about) | {"damaged": list(one.damaged)} for one in found]
+        click.echo(json.dumps({"incidents": told, "unreadable": unreadable}))
         return
     columns = ("id", "rollout", "actor", "why", "whole")
     table(
@@ -59,6 +60,8 @@ def list_(db: Path, as_json: bool) -> None:
             for one in found
         ],
     )
+    for why in unreadable.values():
+        click.echo(why, err=True)
 
 
 @incident.command()

@@ -407,12 +407,17 @@ class _Sums(Struct):
     sha256: dict[str, str]
 
 
-def listed(folder: Path) -> list[Incident]:
-    """All incidents in a folder, oldest first. Raises `StoreError`: one of them is none."""
-    if not folder.is_dir():
-        return []
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [opened(folder, name) for name in names]
+def listed(folder: Path) -> tuple[list[Incident], dict[str, str]]:
+    """All incidents in a folder, oldest first, and those that cannot be read, with why."""
+    found: list[Incident] = []
+    unreadable: dict[str, str] = {}
+    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    for name in sorted(name for name in names if not name.startswith(".")):
+        try:
+            found.append(opened(folder, name))
+        except StoreError as error:
+            unreadable[name] = str(error)
+    return found, unreadable
 
 
 def opened(folder: Path, id_: str) -> Incident:

@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_is_told_and_it_is_taken_back(
 
 
 def test_incidents_are_listed_and_shown(db: Path, capsys: Capture) -> None:
-    assert {"incidents": []} == json.loads(said(capsys, "incident", "list", "--db", db, "--json"))
+    assert {"incidents": [], "unreadable": {}} == json.loads(said(capsys, "incident", "list", "--db", db, "--json"))
     name = rolled_back(db, capsys, "--reason", "office is slow")
     [header, line] = said(capsys, "incident", "list", "--db", db).splitlines()
     [one] = json.loads(said(capsys, "incident", "list", "--db", db, "--json"))["incidents"]
@@ -119,6 +119,8 @@ def test_incidents_are_listed_and_shown(db: Path, capsys: Capture) -> None:
     (folder_of(db) / name / "heads.json").write_bytes(b"{}")
     assert "DAMAGED   heads.json" in said(capsys, "incident", "show", name, "--db", db, code=1)
     assert " no\n" in said(capsys, "incident", "list", "--db", db)
+    (folder_of(db) / name / "incident.json").write_bytes(b"{}")
+    assert "expected an incident in" in refused(capsys, "incident", "list", "--db", db, code=0)
 
 
 def test_a_post_mortem_is_begun(db: Path, capsys: Capture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_two_at_one_moment_have_names_of_their_own(tmp_path: Path) -> None:
 
     assert [f"{names[0]}{end}" for end in ("", "-2", "-3")] == names
     assert hostile.finish(GUARD) == tmp_path / "19700101T000000.000007Z-..-..-x-1"
-    assert sorted([*names, hostile.id]) == [one.about.id for one in listed(tmp_path)]
-    assert [] == listed(tmp_path / "none")
+    assert sorted([*names, hostile.id]) == [one.about.id for one in listed(tmp_path)[0]]
+    assert ([], {}) == listed(tmp_path / "none")
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -284,7 +285,7 @@ def test_a_store_that_does_not_answer_delays_it_no_longer_than_it_may(tmp_path: 
     assert "still being written" in (capture.failed or "")
     store.go.set()
     incidents.close()
-    [one] = listed(tmp_path)
+    [one], _ = listed(tmp_path)
     assert one.about.late
 
 
@@ -383,7 +384,7 @@ def test_a_server_puts_aside_what_it_measured(tmp_path: Path) -> None:
     served = app(router=ProtocolFallback(store), auth=False, incidents=incidents)
     served.watching.triggers.trigger_rollback("a fire")
     incidents.close()
-    [one] = listed(tmp_path)
+    [one], _ = listed(tmp_path)
 
     assert "triggers" == one.about.actor
     assert b"inbetweenies_triggers_overdue 0" in one.files["metrics.txt"]
@@ -430,6 +431,8 @@ def test_what_is_no_incident_is_refused(
         monkeypatch.setattr(module, "_FILE_BYTES_MAX", 8)
     with pytest.raises(StoreError, match=told):
         opened(tmp_path, one.path.name)
+    [], unreadable = listed(tmp_path)
+    assert [one.path.name] == list(unreadable)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "none", ".hidden", "a/b"])
