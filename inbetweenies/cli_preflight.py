@@ -7,6 +7,7 @@ asking one that does.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -65,6 +66,7 @@ def preflight(
         where="a copy" if url is None else url,
         accept_changes=accept_changes,
         days=days,
+        begun=_begin,
         tell=(lambda _: None) if as_json else _say,
     ).run()
     manifest = folder / MANIFEST
@@ -78,6 +80,12 @@ def preflight(
     else:
         click.echo(f"{failed} of {len(checklist.steps)} steps failed; no rollout starts with this: {manifest}")
     return 0 if checklist.passed else 1
+
+
+def _begin(name: str) -> None:
+    """Says on standard error what is being done, if that is a terminal."""
+    if sys.stderr.isatty():
+        click.echo(f"...   {name}\r", err=True, nl=False)
 
 
 def _say(step: Step) -> None:

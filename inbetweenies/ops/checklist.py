@@ -202,12 +202,12 @@ def _place(checklist: Checklist, db: Path) -> Iterator[str]:
             key, *known = graphs.get(mark.graph, (None,))
             if known != [mark.birth, mark.epoch]:
                 yield f"expected graph {mark.graph} as it was looked at; got another one of that name, or none"
-            elif mark.seq and connection.execute(_CHAIN, (key, mark.seq)).fetchone() != (bytes.fromhex(mark.chain),):
+            elif mark.seq and connection.execute(_CHAIN, (key, mark.seq)).fetchone() != (mark.chain,):
                 yield f"expected graph {mark.graph} to go on from row {mark.seq}, as it was looked at; it was set back"
 
 
 _GRAPHS: Final = "SELECT name, graph, birth, epoch FROM graphs"
-_CHAIN: Final = "SELECT chain FROM log WHERE graph = ? AND seq = ?"
+_CHAIN: Final = "SELECT lower(hex(chain)) FROM log WHERE graph = ? AND seq = ?"
 
 
 def _connect(db: Path) -> sqlite3.Connection:

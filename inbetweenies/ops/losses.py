@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
+from itertools import islice
+from typing import Final
 
 from msgspec import Struct
 
 from ..exchange import carry_out
+from ..limits import LIMITS
+from ..rollout.shadow import Unseen, unseen
 from ..store import Store
-from ..wire import Unseen, load
+from ..wire import load
+from .shadow import comparable
+
+#: Below these keys of the content of a device stand things by ids, which are of no interest here.
+_BY_ID: Final = frozenset({"services", "characteristics"})
 
 
 class Loss(Struct, frozen=True, kw_only=True):
@@ -29,7 +38,7 @@ class Losses(Struct, frozen=True, kw_only=True):
         version: its name.
         rows, records: current rows of the graph, and records in which it shows them.
         losses: what it does not show, by kind, type and field.
-        unexplained: pointers to what it neither shows nor declares.
+        unexplained: what it neither shows nor declares, in words.
     """
 
     version: str
@@ -40,21 +49,19 @@ class Losses(Struct, frozen=True, kw_only=True):
 
 
 async def plan(store: Store, graph: str) -> tuple[Losses, ...]:
-    """PROTOCOL 13.9: for each wire version that is only a view of the graph, what it does not show of it; newest first.
+    """PROTOCOL 13.9: for each wire version but the newest, what it does not show of the graph; newest first.
 
     Nothing is changed, and nothing of it is lost by rolling back: it stays in the graph, and newer clients see it.
     """
     found = []
-    for name, wire in load().items():
-        unseen = getattr(wire, "unseen", None)
-        if unseen is not None:
-            seen: Unseen = await carry_out(unseen, store, graph, write=False)
-            found.append(_summed(name, seen))
+    for wire in comparable(islice(load().values(), 1, None)):
+        seen = await carry_out(partial(unseen, wire, LIMITS), store, graph, write=False)
+        found.append(_summed(wire.name, seen))
     return tuple(found)
 
 
 def _summed(version: str, seen: Unseen) -> Losses:
-    counted = Counter((one.kind, one.type, one.field, one.reason) for one in seen.unshown)
+    counted = Counter((*_place(pointer, seen), reason) for pointer, reason in seen.losses.items())
     return Losses(
         version=version,
         rows=seen.rows,
@@ -65,3 +72,13 @@ def _summed(version: str, seen: Unseen) -> Losses:
         ),
         unexplained=seen.unexplained,
     )
+
+
+def _place(pointer: str, seen: Unseen) -> tuple[str, str, str]:
+    """Kind, type and field of what a pointer leads to."""
+    _, kind, id_, *keys = pointer.split("/")
+    shown, by_id = [], False
+    for key in keys:
+        shown.append("*" if by_id else key.replace("~1", "/").replace("~0", "~"))
+        by_id = keys[0] == "content" and not by_id and key in _BY_ID
+    return kind, seen.types[f"/{kind}/{id_}"], "/".join(shown)

@@ -22,7 +22,7 @@ from msgspec.structs import astuple
 
 from ..errors import LocalProtocolError, RemoteProtocolError, StoreError
 from ..limits import LIMITS, Limits, checked_decode, gate
-from ..model import Event, Head, Kind, Row, format_time, next_chain, row_hash
+from ..model import SEQ_MAX, Event, Head, Kind, Row, format_time, next_chain, row_hash
 from ..rollout.integrity import Audit, columns
 from ..stores.clock import wall_clock
 from ..stores.heads import journal_of
@@ -49,6 +49,7 @@ Progress = Callable[[int, int], object]
 
 #: What a database holds exactly.
 _Number: TypeAlias = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Length: TypeAlias = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
 
 
 # --- the lines ----------------------------------------------------------------------------------------------------
@@ -60,11 +61,11 @@ class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     graph: str
     birth: str
-    epoch: str
-    seq: _Number
-    chain: str
+    epoch: Annotated[str, Meta(pattern=r"\A[0-9a-f]{1,32}\Z")]
+    seq: _Length
+    chain: Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     stamp: _Number
-    digest: str
+    digest: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     events: tuple[Event, ...] = ()
 
 
@@ -393,6 +394,16 @@ class _Lines:
         if self._file.read(1):
             raise self.wrong("expected the end of the file after the last line of an export; got more")
 
+    def check(self, row: Row) -> None:
+        """Refuse what no server would have taken (PROTOCOL 2.5)."""
+        for what, value, most in (
+            ("an id", row.id.encode(), self._limits.id_bytes_max),
+            ("a version", row.version.encode(), self._limits.version_bytes_max),
+            ("a value", row.body, self._limits.entity_bytes_max),
+        ):
+            if len(value) > most:
+                raise self.wrong(f"expected {what} of at most {most:,} bytes; got {len(value):,}")
+
     def wrong(self, why: str) -> NotPortable:
         return NotPortable(self._path, self.number, why)
 
@@ -431,7 +442,7 @@ def _staged(lines: _Lines, part: Path, progress: Progress) -> Header:
         staged.execute("BEGIN")
         done = 0
         for log in header.graphs:
-            key = _graph(staged, log, lines)
+            key = _graph(staged, log)
             rows = _checked(lines, log)
             while some := [*islice(rows, ROWS_AT_ONCE)]:
                 _add(staged, lines, key, some)
@@ -445,11 +456,8 @@ def _staged(lines: _Lines, part: Path, progress: Progress) -> Header:
     return header
 
 
-def _graph(staged: sqlite3.Connection, log: Log, lines: _Lines) -> int:
-    try:
-        ends = bytes.fromhex(log.chain), log.stamp, bytes.fromhex(log.digest)
-    except ValueError:
-        raise lines.wrong("expected hashes in hexadecimal digits; got something else") from None
+def _graph(staged: sqlite3.Connection, log: Log) -> int:
+    ends = bytes.fromhex(log.chain), log.stamp, bytes.fromhex(log.digest)
     [key] = staged.execute(_ADD_GRAPH, (log.graph, log.birth, log.epoch, log.seq, *ends)).fetchone()
     told_ = [(key, one.kind, one.key, one.at, _encode(one.told).decode()) for one in log.events]
     staged.executemany(_ADD_EVENT, told_)
@@ -467,6 +475,7 @@ def _checked(lines: _Lines, log: Log) -> Iterator[Row]:
             row = row_of(line, chain)
         except ValueError as error:
             raise lines.wrong(str(error)) from None
+        lines.check(row)
         chain = row.chain
         audit.read((row,))
         yield row

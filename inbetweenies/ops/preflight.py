@@ -145,6 +145,7 @@ class Preflight:
         reach: asks a server that runs instead, for the answers; `where` is what it is called.
         accept_changes: what is answered otherwise than the last time is what is meant.
         days: who was seen in so many days has to speak a version that is known.
+        begun: called with the name of each step before it is taken.
         tell: called with each step when it was taken.
         now: the time, in microseconds since 1970.
         free: how many bytes are free in a folder.
@@ -160,6 +161,7 @@ class Preflight:
         where: str = "a copy",
         accept_changes: bool = False,
         days: int = CENSUS_DAYS,
+        begun: Callable[[str], object] = lambda _: None,
         tell: Callable[[Step], object] = lambda _: None,
         now: int | None = None,
         free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
@@ -167,7 +169,7 @@ class Preflight:
         self._db, self._out = db, folder_of(db) if out is None else out
         self._serve, self._reach, self._where = serve, reach, where
         self._accept, self._days = accept_changes, days
-        self._tell, self._free = tell, free
+        self._begun, self._tell, self._free = begun, tell, free
         self._now = wall_clock() if now is None else now
         self._work = self._out
         self._made: Made | None = None
@@ -198,6 +200,7 @@ class Preflight:
     def _steps(self) -> Iterator[Step]:
         works: dict[str, Callable[[], Found]] = {name: getattr(self, f"_{name}") for name in checklist.STEPS}
         for name, work in works.items():
+            self._begun(name)
             step = taken(name, work)
             self._tell(step)
             yield step

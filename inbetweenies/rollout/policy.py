@@ -8,8 +8,8 @@ no policy may say: that a broken invariant is only watched, and that a rollout i
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
 from hashlib import blake2b
 from itertools import product
 from typing import Final, Literal, TypeAlias, get_args, get_type_hints
@@ -69,10 +69,12 @@ class Facts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 DOMAINS: Final[Mapping[str, tuple[str, ...]]] = {name: get_args(hint) for name, hint in get_type_hints(Facts).items()}
 
 
-def all_facts() -> Iterator[Facts]:
+@cache
+def all_facts() -> tuple[Facts, ...]:
     """Everything that can be known: a few hundred."""
-    for values in product(*DOMAINS.values()):
-        yield msgspec.convert(dict(zip(DOMAINS, values, strict=True)), Facts)
+    return tuple(
+        msgspec.convert(dict(zip(DOMAINS, values, strict=True)), Facts) for values in product(*DOMAINS.values())
+    )
 
 
 class Row(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ one at fault. No message holds a stored value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -55,11 +55,11 @@ class Fact(Struct, frozen=True, gc=False):
 
 class View(Struct, frozen=True, kw_only=True):
     """What a wire version must show of a graph: its records, the values in them, and the pointers to all that it does
-    not show. Whatever is below such a pointer is lost with it."""
+    not show, with the reason for each in a word. Whatever is below such a pointer is lost with it."""
 
     shown: tuple[Shown, ...]
     facts: tuple[Fact, ...]
-    losses: frozenset[str]
+    losses: Mapping[str, str]
 
 
 class Shadowed(Protocol):
@@ -121,6 +121,38 @@ class Compared(Struct, frozen=True, kw_only=True):
     mismatches: tuple[Mismatch, ...] = ()
     count: int = 0
     left: bool = False
+
+
+class Unseen(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 13.9: what a wire version does not show of a graph.
+
+    Attributes:
+        rows: how many current rows the graph has, tombstones among them.
+        types: the type of each entity and edge, by the pointer to it.
+        records: how many records show it.
+        losses: pointers to what they do not show, and why.
+        unexplained: what is neither shown nor declared lost, in words. Empty, or there is a bug in that version.
+    """
+
+    rows: int
+    types: Mapping[str, str]
+    records: int
+    losses: Mapping[str, str]
+    unexplained: tuple[str, ...]
+
+
+def unseen(wire: Shadowed, limits: Limits) -> Plan[Unseen]:
+    """PROTOCOL 13.9: what `wire` does not show of a graph. Only reads, in one snapshot."""
+    head = (yield Reads()).head
+    rows = yield from _current(head, limits, None)
+    view = wire.view(head, rows)
+    return Unseen(
+        rows=len(rows),
+        types={pointer(row.kind, row.id): row.entity_type for row in rows},
+        records=len(view.shown),
+        losses=view.losses,
+        unexplained=tuple(told for _, _, told in _accounts(rows, view)),
+    )
 
 
 def pointer(kind: Kind, id_: str, *keys: str) -> str:

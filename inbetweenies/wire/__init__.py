@@ -50,35 +50,6 @@ class Follow(Struct, frozen=True, kw_only=True):
     more: bool = False
 
 
-class Unshown(Struct, frozen=True, kw_only=True):
-    """One thing that a wire version does not show: of which row, in ``entities`` or ``relationships``, of which type;
-    which of its fields, the whole row if that is empty; and why, in one word."""
-
-    kind: str
-    type: str
-    id: str
-    field: str
-    reason: str
-
-
-class Unseen(Struct, frozen=True, kw_only=True):
-    """PROTOCOL 13.9: what of a graph a wire version does not show.
-
-    A wire version that is a view has a method ``unseen() -> Plan[Unseen]``; one without it shows everything.
-
-    Attributes:
-        rows: how many current rows the graph has, tombstones among them.
-        records: how many records show it.
-        unshown: what they do not show.
-        unexplained: pointers to what is in no record, and should be. Empty, or there is a bug in that version.
-    """
-
-    rows: int
-    records: int
-    unshown: tuple[Unshown, ...]
-    unexplained: tuple[str, ...]
-
-
 class WireVersion(Protocol):
     """What the router and the exchange need of one wire version: bytes to the model, and back.
 

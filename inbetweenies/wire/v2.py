@@ -657,13 +657,13 @@ class V2:
                 for row in rows
                 for name, value in _any.decode(_body(row)).items()
             ),
-            losses=frozenset(
-                pointer(row.kind, row.id, name)
+            losses={
+                pointer(row.kind, row.id, name): "field"
                 for row in rows
                 if not _STORED_AS_SERVED
                 for name in _any.decode(row.body)
                 if f"{'entity' if row.kind == 'entity' else 'relationship'}.{name}" not in CARRIES
-            ),
+            },
         )
 
     # The client's side of the same messages.

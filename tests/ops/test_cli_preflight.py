@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ def test_a_running_server_can_be_asked(db: Path, capsys: Capture) -> None:
         assert "differences" in told(capsys, *asked[:-2], code=1)["steps"][5]["found"]
     gone = told(capsys, *asked, code=1)["steps"][5]
     assert "got ConnectError: see whether the server runs" in gone["found"]
+
+
+def test_what_is_being_done_shows_on_a_terminal(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert 0 == cli.invoke(["preflight", "--db", str(db)])
+    assert [f"...   {name}" for name in STEPS] == capsys.readouterr().err.split("\r")[:-1]
 
 
 def test_misuse_is_told(db: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -403,7 +403,10 @@ def _twice(lines: list[Any]) -> None:
         (_of_row(0, rows=7), "line 1: expected each graph once"),
         (lambda lines: lines[0]["graphs"][0].update(chain="0" * 32), "to end with the chain"),
         (lambda lines: lines[0]["graphs"][0].update(digest="0" * 64), "expected the digest"),
-        (lambda lines: lines[0]["graphs"][0].update(digest="x"), "hexadecimal digits"),
+        (lambda lines: lines[0]["graphs"][0].update(digest="x"), "line 1: "),
+        (lambda lines: lines[0]["graphs"][0].update(digest=" " * 64), "line 1: "),
+        (lambda lines: lines[0]["graphs"][0].update(epoch="of mine"), "line 1: "),
+        (lambda lines: lines[0]["graphs"][0].update(seq=-1), "line 1: "),
         (lambda lines: lines.insert(5, lines[4]), "line 6: "),
         (_twice, "expected each row version once, and one current row of an id, in rows 1 to 3"),
     ],
@@ -440,6 +443,19 @@ def test_a_row_is_as_large_as_a_server_takes_and_no_larger(tmp_path: Path) -> No
     row["value"]["name"] *= 2
     large = written(tmp_path / "large.jsonl", [header, row, trailer])
     assert "line 2: expected a line of at most 8,454,144 bytes" in refused(large)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(id_bytes_max=3), "line 2: expected an id of at most 3 bytes; got 4"),
+        (Limits(version_bytes_max=9), "line 2: expected a version of at most 9 bytes; got 43"),
+        (Limits(entity_bytes_max=20), "line 2: expected a value of at most 20 bytes; got"),
+    ],
+)
+def test_what_no_server_would_have_taken_is_refused(tmp_path: Path, limits: Limits, says: str) -> None:
+    lines_of(made(tmp_path / "home.db", g=[entity("lamp", at(1))]))
+    assert says in refused(tmp_path / "home.jsonl", limits=limits)
 
 
 # --- what goes wrong on the way -----------------------------------------------------------------------------------

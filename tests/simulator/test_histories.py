@@ -143,6 +143,7 @@ ONCE_BROKEN = {
     "a push that comes again after many, of which it took any for possible": (52000715, "large"),
     "a tombstone on top of rows that come back aside": (52000744, "large"),
     "what was asked for by name beside a page": (100033491, "small"),
+    "a record made again in a home that is gone": (52001247, "large"),
     "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 

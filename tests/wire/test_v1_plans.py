@@ -479,6 +479,25 @@ def test_what_was_deleted_can_be_made_again_and_deleted_again() -> None:
         assert "r" in client.records()
 
 
+def test_what_was_deleted_and_is_made_again_is_where_its_maker_says() -> None:
+    server = Server()
+    house(V1Client(server, "maker"))
+    client = V1Client(server)
+    edited(server, "lamp", 2, {"deleted": True})
+    client.pull()
+    client.ack()
+    edited(server, "h", 3, {"deleted": True})
+    # It was told of its lamp as deleted, and of its home not yet.
+    answer = client.push(change("accessory", record("accessory", "lamp", 4)))
+    moves = server.pull(full=True).rows
+    client.push(change("accessory", record("accessory", "lamp", 5, name="Lamp")))
+    then = [row.version for row in moves if row.kind == "edge" and row.from_id == "lamp"]
+
+    assert (["lamp"], "Lamp") == (applied(answer), server.current("lamp").name)
+    rows = server.pull(full=True).rows
+    assert then == [row.version for row in rows if row.kind == "edge" and row.from_id == "lamp"]
+
+
 def test_a_tombstone_wins_over_an_edit_that_did_not_know_it() -> None:
     server = Server()
     client = V1Client(server)

@@ -14,8 +14,8 @@ from msgspec import UNSET, UnsetType
 from ...limits import Limits
 from ...model import Context, Head, Plan, Row, SyncRequest, SyncResponse, Telling, format_time
 from ...rollout.shadow import Shown, View
-from .. import Follow, Negotiation, Unseen
-from . import codec, lens, pull, push, shadow, unseen
+from .. import Follow, Negotiation
+from . import codec, lens, pull, push, shadow
 from .codec import Done, Message, Push, Read, SyncAckResponse
 
 
@@ -61,10 +61,6 @@ class V1:
     def follow(self, body: bytes, answer: bytes) -> Follow | None:
         """PROTOCOL 5.18: the same request again, if it was one. What is acknowledged says where it starts (8.15)."""
         return codec.follow(body, answer)
-
-    def unseen(self) -> Plan[Unseen]:
-        """PROTOCOL 8.12: what of a graph is not shown."""
-        return unseen.unseen()
 
     # PROTOCOL 12.10: what it shows of a whole graph.
 

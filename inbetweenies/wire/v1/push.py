@@ -420,11 +420,13 @@ def _known(job: _Job, graph: Graph, then: Graph | None) -> Known:
     base = base or current
     fields = fields_of(SHAPES[job.item.type], *said(base), job.path)
     if fields is not None and not job.path:
-        seen = graph if then is None or before is None else then
+        # Who was shown no record says with all of it how it is to be now, and knows that from then on.
+        unseen = job.item.token is None and (before is None or before.deleted)
+        seen = graph if then is None or before is None or unseen else then
         for link in SHAPES[job.item.type].links:
             fields[link] = link_of(seen, job.entity_id, link)
-        if "home_id" in fields and job.item.token is None and (before is None or before.deleted):
-            # Who was shown no record was shown no placeholder: to say where a thing is, as it does, is an edit.
+        if "home_id" in fields and unseen:
+            # Nor was it shown a placeholder: to say where a thing is, as it does, is an edit.
             fields["home_id"] = seen.ways.get(job.entity_id)
         fields.update(said_links)
     return Known(fields=fields, base=base.entity(), named=named)

@@ -36,7 +36,7 @@ def view(head: Head, rows: Sequence[Row]) -> View:
     return View(
         shown=tuple(_shown(change_of(_SHAPES[type(record)].name, record, "update", token)) for record in records),
         facts=tuple(fact for record in records for fact in _facts(graph, record, token)),
-        losses=frozenset(loss.pointer for loss in losses),
+        losses={loss.pointer: loss.reason for loss in losses},
     )
 
 
