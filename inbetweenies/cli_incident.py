@@ -132,14 +132,16 @@ def case(incident_id: str, db: Path) -> None:
 
     Put what is printed among the cases of the tests, and the verdict stays what it was.
     """
+    from .ops.triggers import ACTOR
     from .rollout.cases import case_in, replayed
 
     one, _ = _read(db, incident_id)
     body = one.files.get("case.json")
     if body is None:
+        other = f": see the other incidents of {one.about.rollout}" if one.about.actor == ACTOR else ""
         raise click.ClickException(
-            f"expected an incident in which nobody asked for the rollback; got {one.about.id}, where {one.about.actor} "
-            "did: there is no verdict to make again"
+            f"expected an incident put aside by the process that decided; got {one.about.id}, where {one.about.actor} "
+            f"did and there is no verdict to make again{other}"
         )
     found = case_in(body)
     again = replayed(found)

@@ -155,6 +155,11 @@ def test_of_an_incident_of_an_earlier_rollout_it_is_told_as_it_was_then(db: Path
     assert "advance: ramp" == shown["timeline"][-1]["what"]
 
 
+def test_of_processes_that_only_obeyed_it_is_said_where_the_verdict_is(db: Path, capsys: Capture) -> None:
+    name = rolled_back(db, capsys, "--actor", "triggers")
+    assert f"see the other incidents of {V2}/1" in refused(capsys, "incident", "case", name, "--db", db)
+
+
 def with_case(db: Path, change: Callable[[Case], Case] = lambda case: case) -> str:
     taken_to(db, "advance")
 
@@ -189,7 +194,7 @@ def test_a_verdict_that_comes_out_otherwise_is_told(db: Path, capsys: Capture) -
 
 def test_where_a_person_decided_there_is_no_verdict(db: Path, capsys: Capture) -> None:
     name = rolled_back(db, capsys)
-    assert "bob did: there is no verdict" in refused(capsys, "incident", "case", name, "--db", db)
+    assert "where bob did and there is no verdict" in refused(capsys, "incident", "case", name, "--db", db)
     assert "see `inbetweenies incident list`" in refused(capsys, "incident", "show", "../x", "--db", db)
 
 
