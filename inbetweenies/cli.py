@@ -24,6 +24,7 @@ from .cli_audit import audit
 from .cli_backup import backup, restore, verify
 from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
+from .cli_incident import incident, reconcile
 from .cli_log import log, sentence, status
 from .cli_migrate import migrate, rollback
 from .cli_notify import channel_option, notify, people_of
@@ -91,6 +92,8 @@ commands.add_command(preflight)
 commands.add_command(versions)
 commands.add_command(census_command)
 commands.add_command(rollout)
+commands.add_command(incident)
+commands.add_command(reconcile)
 commands.add_command(flags)
 commands.add_command(explain)
 commands.add_command(matrix)
@@ -164,6 +167,7 @@ def serve(
     from .auth import SqliteTokens, is_loopback
     from .merge import Policy
     from .merge import manual as by_hand
+    from .ops.incident import Incidents, RecentLog, folder_of
     from .ops.integrity import DataIntegrityMonitor
     from .ops.policies import PolicyFile, standard
     from .ops.shadow import ShadowComparison
@@ -190,7 +194,8 @@ def serve(
     store = SqliteStore(db, journal=not no_journal if journal is None else journal)
     for name, event in store.happened:
         click.echo(f"{name}: {sentence(event)}", err=True)
-    with closing(SqliteTokens(db)) as tokens:
+    recent = RecentLog()
+    with closing(SqliteTokens(db)) as tokens, closing(Incidents(store, folder_of(db), log=recent)) as incidents:
         password = os.environ.get(PASSWORD_VARIABLE)
         _remark(db, host, graph, closed=not (no_auth or password or tokens.list()))
         policy = Policy.strict() if strict_v2 else Policy(rules={type_.lower(): by_hand for type_ in manual})
@@ -205,11 +210,13 @@ def serve(
                 auth=not no_auth,
                 audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
                 people=people_of(store, channel),
+                incidents=incidents,
                 rollout_policy=decides,
                 min_client_version=min_client_version,
                 latest_client_version=latest_client_version,
             )
-            run(application, host, port, announce=click.echo)
+            with recent.listening():
+                run(application, host, port, announce=click.echo)
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise click.ClickException(

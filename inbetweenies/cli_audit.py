@@ -44,7 +44,7 @@ def audit(db: Path, graph: str | None, as_json: bool) -> int:
     Rows are held against their hashes, the chain of the log and the digest of what is current; then what each wire
     version shows is held against them. Changes nothing; a server may run meanwhile.
     """
-    found = in_store(db, lambda store: _audited(store, graph))
+    found = in_store(db, lambda store: audited(store, graph))
     if as_json:
         click.echo(json.dumps({"graphs": [_told(one) for one in found]}))
     else:
@@ -54,7 +54,8 @@ def audit(db: Path, graph: str | None, as_json: bool) -> int:
     return 0 if all(one.whole for one in found) else 1
 
 
-async def _audited(store: Store, graph: str | None) -> list[Audited]:
+async def audited(store: Store, graph: str | None) -> list[Audited]:
+    """What is found in a graph, or in all of them. Raises `click.ClickException`: there is no such graph."""
     from .ops.integrity import DataIntegrityMonitor
     from .ops.shadow import ShadowComparison
 

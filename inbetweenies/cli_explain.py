@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 
 from .cli_versions import db_option, json_option, opened, table
 from .model import format_time
-from .show_rollout import utc
+from .rollout.report import utc
 
 if TYPE_CHECKING:
     from .ops.explaining import Explained

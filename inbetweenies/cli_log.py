@@ -1,5 +1,7 @@
 """``inbetweenies status`` and ``inbetweenies log``: where the log of each graph stands, and what happened to it.
 
+What is being rolled out is told in the same words as by ``inbetweenies rollout status``.
+
 A database that is set back needs no command: the journal and the clients give it what it lacks. Only whoever means it
 to stay as it is has to say so.
 """
@@ -14,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .cli_versions import db_option, json_option, table
+from .errors import StoreError
 from .model import Event, format_time
+from .show_rollout import drawn, recent
+from .show_rollout import told as told_rollouts
 
 if TYPE_CHECKING:
+    from .rollout.report import StatusReport
     from .stores.status import GraphStatus, Kept, StoreStatus
 
 journal_option = click.option(
@@ -59,7 +65,8 @@ def _place(cursor: str) -> str:
 @journal_option
 @json_option
 def status(db: Path, journal: Path | None, as_json: bool) -> None:
-    """Show where the log of each graph stands, what is kept outside of the database, and what happened.
+    """Show where the log of each graph stands, what is kept outside of the database, what happened, and what is being
+    rolled out or was in the last day.
 
     Changes nothing; a server may run meanwhile.
     """
@@ -68,10 +75,33 @@ def status(db: Path, journal: Path | None, as_json: bool) -> None:
     if not db.exists():
         raise click.ClickException(f"expected a database at {db}; got no file: see --db")
     found = stores.status(db, journal)
+    rollouts, unread = _rollouts(db, found)
     if as_json:
-        click.echo(json.dumps(_told(found)))
-    else:
-        _print(found)
+        click.echo(json.dumps(_told(found) | told_rollouts(rollouts) | {"rollouts_unread": unread}))
+        return
+    _print(found)
+    if rollouts:
+        click.echo(f"\n{drawn(rollouts, db)}")
+    if unread is not None:
+        click.echo(f"the rollouts cannot be read: {unread}")
+
+
+def _rollouts(db: Path, found: StoreStatus) -> tuple[list[StatusReport], str | None]:
+    """What is being rolled out, and why that cannot be told; read from the file, without opening it as a store."""
+    from .ops.rollouts import RolloutControl
+    from .stores import MemoryStore
+    from .stores.clock import wall_clock
+    from .stores.keeper import run_now
+    from .stores.status import documents
+
+    try:
+        copy = MemoryStore()
+        for name, document in documents(db).items():
+            run_now(copy.put_document(name, document.body, revision=0))
+        standings = RolloutControl(copy).standings()
+    except StoreError as error:  # where the logs stand is told nevertheless
+        return [], str(error)
+    return recent(standings, db, now=wall_clock(), graphs=[graph.graph for graph in found.graphs]), None
 
 
 def _told(found: StoreStatus) -> dict[str, Any]:

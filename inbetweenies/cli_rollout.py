@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import click
 
 from . import census
 from .census import Entry, entries_in
-from .cli_versions import DAY_US, actor_option, db_option, json_option, opened, reason_option
+from .cli_versions import DAY_US, actor_option, db_option, in_store, json_option, opened, reason_option
 from .errors import LocalProtocolError, StoreCorrupt, StoreError
 from .negotiation import NAME
-from .show_rollout import UNITS, drawn, print_done, told, utc
+from .rollout.report import UNITS, Check, StatusReport, markdown, utc
+from .show_rollout import drawn, print_done, report_of, told
 
 if TYPE_CHECKING:
-    from .ops.rollouts import RolloutControl, Standing
+    from .ops.incident import Capture
+    from .ops.rollouts import RolloutControl
     from .rollout.canary import Bar
 
 SEEN_DAYS: Final = 30  # as `census` counts, unless it is told otherwise
@@ -296,21 +298,36 @@ def abort(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> Non
 @rollout.command()
 @_subject
 @db_option
+@click.option("--no-bundle", is_flag=True, help="Put nothing aside of what is known now.")
 @actor_option
 @reason_option
 @json_option
-def rollback(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> None:
-    """Take SUBJECT back from everybody, at once and without asking. No data is moved, and no write is lost."""
+def rollback(subject: str, db: Path, no_bundle: bool, actor: str, reason: str, as_json: bool) -> None:
+    """Take SUBJECT back from everybody, at once and without asking. No data is moved, and no write is lost.
+
+    What is known of it is put aside first, in a folder beside the database (see `inbetweenies incident`). Whatever goes
+    wrong with that is told, and it is taken back nevertheless.
+    """
+    incident: Capture | None = None
     try:
         with _control(db) as control:
+            if not no_bundle:
+                incident = _put_aside(control, db, subject, actor, reason)
             done = control.rollback(subject, actor=actor, reason=reason)
+            path = None if incident is None else incident.finish()
     except StoreCorrupt as error:
         raise click.ClickException(
             f"{error}. Without it a wire version is taken from everybody with: "
             f"inbetweenies versions enable {quote(subject)} --as accepted --db {quote(str(db))}"
         ) from error
-    print_done(db, done, as_json)
+    print_done(db, done, as_json, {"incident": None if path is None else str(path)})
     _tell_people(db)
+    if incident is None:
+        return
+    if path is None:
+        click.echo(f"nothing was put aside of what was known before: {incident.failed}", err=True)
+    elif not as_json:
+        click.echo(f"what was known before is in {path}: inbetweenies incident show {path.name} --db {quote(str(db))}")
 
 
 def _tell_people(db: Path) -> None:
@@ -324,6 +341,16 @@ def _tell_people(db: Path) -> None:
             run_now(UserNotification(store).notify_rollback())
     except StoreError as error:
         click.echo(f"people are told once a server runs: {error}", err=True)
+
+
+def _put_aside(control: RolloutControl, db: Path, subject: str, actor: str, reason: str) -> Capture | None:
+    """The incident of what is about to be taken back; None if nothing is."""
+    from .ops.incident import Incidents, folder_of
+
+    rollout = control.rollouts().of(subject)
+    if rollout.undo is None:
+        return None
+    return Incidents(control.store, folder_of(db)).capture(rollout.id, actor=actor, why=reason)
 
 
 @rollout.command()
@@ -362,7 +389,22 @@ def lists(
         click.echo(f"{name}: {', '.join(graphs) or '-'}")
 
 
+@rollout.command()
+@_subject
+@db_option
+@actor_option
+@click.option("--reason", required=True, help="How it goes, in a sentence.")
+@json_option
+def note(subject: str, db: Path, actor: str, reason: str, as_json: bool) -> None:
+    """Say how SUBJECT goes, for whoever waits for news. It stays where it is; the next update is due in 30 minutes."""
+    with _control(db) as control:
+        done = control.note(subject, actor=actor, reason=reason)
+    print_done(db, done, as_json)
+
+
 # --- status -------------------------------------------------------------------------------------------------------
+
+Format: TypeAlias = Literal["terminal", "markdown", "json"]
 
 
 @rollout.command()
@@ -370,52 +412,93 @@ def lists(
 @db_option
 @_bar_options
 @click.option("--watch", is_flag=True, help="Look again each second, until it is over or Ctrl-C.")
+@click.option("--audit", is_flag=True, help="Look now whether the logs are whole and show what they must.")
+@click.option(
+    "--format",
+    "shape",
+    type=click.Choice(("terminal", "markdown", "json")),
+    default="terminal",
+    show_default=True,
+    help="How to print it.",
+)
 @json_option
-def status(subject: str | None, db: Path, watch: bool, as_json: bool, min_wait: int, **counts: int) -> None:
-    """Show where SUBJECT stands, or everything that was ever rolled out: what was seen, what it lacks, how to undo it.
+def status(
+    subject: str | None,
+    db: Path,
+    watch: bool,
+    audit: bool,
+    shape: Format,
+    as_json: bool,
+    min_wait: int,
+    **counts: int,
+) -> None:
+    """Show where SUBJECT stands, or everything that was ever rolled out: what was seen, what it lacks, how to undo it,
+    and when news of it is due.
 
     Changes nothing. With --watch it draws anew each second on a terminal, and else prints what changed.
     """
+    if as_json:
+        shape = "json"
+    if watch and (audit or shape == "markdown"):
+        raise click.UsageError("expected --watch without --audit, and on a terminal or as JSON; got both")
+    checks = audited(db) if audit else ()
     with _control(db, _bar(min_wait, **counts)) as control:
         if watch:
             with suppress(KeyboardInterrupt):
-                _watch(control, subject, db, as_json)
+                _watch(control, subject, db, shape)
             return
-        found = _standings(control, subject)
-        click.echo(_text(found, db, as_json))
+        click.echo(_text(_reports(control, subject, db, checks), db, shape))
 
 
-def _standings(control: RolloutControl, subject: str | None) -> list[Standing]:
-    if subject is not None:
-        return [control.standing(subject)]
-    rollouts = control.rollouts().rollouts
-    return [control.standing(name) for name in sorted(rollouts, key=lambda name: (rollouts[name].over, name))]
+def audited(db: Path) -> tuple[Check, ...]:
+    """What an audit finds just now, in a line a graph."""
+    from .cli_audit import audited as found
+
+    return tuple(
+        Check(
+            name=f"graph {one.graph}",
+            passed=one.whole,
+            told=f"{one.report.entities:,} entities, {one.report.relationships:,} relationships; "
+            + ("whole, and shown as it must be" if one.whole else "not whole, or not shown as it must be"),
+        )
+        for one in in_store(db, lambda store: found(store, None))
+    )
 
 
-def _watch(control: RolloutControl, subject: str | None, db: Path, as_json: bool) -> None:
-    terminal = sys.stdout.isatty() and not as_json
+def _reports(
+    control: RolloutControl, subject: str | None, db: Path, checks: tuple[Check, ...] = ()
+) -> list[StatusReport]:
+    graphs = control.graphs()
+    found = [control.standing(subject)] if subject is not None else control.standings()
+    return [report_of(one, db, now=_now(), graphs=graphs, checks=checks) for one in found]
+
+
+def _watch(control: RolloutControl, subject: str | None, db: Path, shape: Format) -> None:
+    terminal = sys.stdout.isatty() and shape == "terminal"
     shown: object = None
     while True:
-        found: list[Standing] | None
+        found: list[StatusReport] | None
         try:
-            found = _standings(control, subject)
-            known: object = [(one.rollout, one.evidence, one.watch) for one in found]
-            text = _text(found, db, as_json)
+            found = _reports(control, subject, db)
+            known: object = [(one.rollout, one.evidence, one.watch, one.overdue) for one in found]
+            text = _text(found, db, shape)
         except StoreError as error:  # what is watched may be a server that is being restored
             found, known, text = None, str(error), f"cannot be read just now: {error}"
         if terminal:
             click.clear()
             click.echo(f"{text}\n\nas of {utc(_now())}; Ctrl-C ends this, and nothing else")
         elif known != shown:
-            click.echo(text, err=as_json and found is None)
+            click.echo(text, err=shape == "json" and found is None)
         shown = known
         if found and all(one.rollout.over for one in found):
             return
         _sleep(LOOK_SECONDS)
 
 
-def _text(found: list[Standing], db: Path, as_json: bool) -> str:
-    return json.dumps(told(found, db)) if as_json else drawn(found, db, now=_now())
+def _text(found: list[StatusReport], db: Path, shape: Format) -> str:
+    if shape == "markdown":
+        return markdown(found)
+    return json.dumps(told(found)) if shape == "json" else drawn(found, db)
 
 
 def _sleep(seconds: float) -> None:

@@ -28,6 +28,7 @@ from ..exchange import Rest, carry_out
 from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
+from ..ops.incident import Incidents
 from ..ops.notify import UserNotification
 from ..ops.policies import standard
 from ..registry import Registry
@@ -106,6 +107,7 @@ def app(
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
     people: UserNotification | None = None,
+    incidents: Incidents | None = None,
     rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> App:
@@ -132,6 +134,8 @@ def app(
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
         people: tells people, and those who look after the server, of what is taken back (PROTOCOL 14); by default the
             people only.
+        incidents: where what is known is put aside before a rollout is taken back, such as
+            ``Incidents(store, folder)``; without, nothing is.
         rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
         monotonic: seconds, for the pace of failed logins and of what is done beside answering.
 
@@ -160,6 +164,7 @@ def app(
         ),
         audits=audits,
         people=people,
+        incidents=incidents,
         rollout_policy=rollout_policy,
         monotonic=monotonic,
     )
@@ -185,6 +190,7 @@ class App:
         releases: Releases,
         audits: Sequence[Audit],
         people: UserNotification | None,
+        incidents: Incidents | None,
         rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
     ) -> None:
@@ -203,7 +209,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic, people, policy=rollout_policy)
+        self.watching = Watching(router, audits, monotonic, people, policy=rollout_policy, incidents=incidents)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {

@@ -14,12 +14,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from ..exchange import Reply
+from ..ops.incident import Incidents
 from ..ops.notify import UserNotification
 from ..ops.performance import PerformanceMonitor, Served
 from ..ops.policies import standard
-from ..ops.triggers import Action, EmergencyTriggers
+from ..ops.triggers import ACTOR, Action, EmergencyTriggers
+from ..rollout.cases import Case
 from ..rollout.health import exposition
 from ..rollout.policy import Policy
+from ..rollout.states import Rollout
 from ..router import ProtocolFallback
 from ..stores.keeper import run_now
 
@@ -47,6 +50,7 @@ class Watching:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
         people: tells people of what was taken back; one without channels if not given.
+        incidents: where what is known is put aside before a rollout is taken back.
         policy: asked for what decides about rollouts.
     """
 
@@ -58,6 +62,7 @@ class Watching:
         people: UserNotification | None = None,
         *,
         policy: Callable[[], Policy] = standard,
+        incidents: Incidents | None = None,
     ) -> None:
         self.monitor = PerformanceMonitor(router.store, rollouts=lambda: router.orders.rollouts, monotonic=monotonic)
         self.triggers = EmergencyTriggers(
@@ -66,10 +71,12 @@ class Watching:
             policy=policy,
             breaches=self._breaches,
             on_action=self._acted,
+            before_rollback=None if incidents is None else self._put_aside,
             clock=router.clock,
             monotonic=monotonic,
         )
         self.people = people or UserNotification(router.store, clock=router.clock)
+        self._incidents = incidents
         self._audits = tuple(audits)
         self._thread = _Thread(self._audits)
         self._under_way: frozenset[str] = frozenset()
@@ -138,6 +145,10 @@ class Watching:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         await asyncio.to_thread(self._thread.stop)
+
+    def _put_aside(self, rollout: Rollout, why: str, case: Case | None) -> None:
+        assert self._incidents is not None
+        self._incidents.capture(rollout.id, actor=ACTOR, why=why, metrics=self.exposition, case=case)
 
     def _breaches(self) -> tuple[str, ...]:
         """What is broken since the newest rollout began: what was so before is none of its doing."""

@@ -112,7 +112,7 @@ class RolloutControl:
         bar: Bar | None = None,
         clock: Callable[[], int] = wall_clock,
     ) -> None:
-        self._store = store
+        self.store = store
         self._features = features
         self._bar = bar or Bar()
         self._clock = clock
@@ -138,6 +138,15 @@ class RolloutControl:
             unreadable.append("a watch that can be read")
         lacking = missing(rollout, evidence, self._bar, now=self._clock())
         return Standing(rollout=rollout, evidence=evidence, bar=self._bar, missing=(*unreadable, *lacking), watch=watch)
+
+    def standings(self) -> list[Standing]:
+        """Where all rollouts stand; those under way first."""
+        rollouts = self.rollouts().rollouts
+        return [self.standing(name) for name in sorted(rollouts, key=lambda name: (rollouts[name].over, name))]
+
+    def graphs(self) -> tuple[str, ...]:
+        """The names of the graphs that there are by now."""
+        return run_now(self.store.graph_names())
 
     # --- going on -------------------------------------------------------------------------------------------------
 
@@ -172,11 +181,13 @@ class RolloutControl:
         if now is before:
             now = self._taken_up(now, steps, lists, cause)
         while now.state in BEGINNING:
+            seen: tuple[str, ...] = ()
             if now.state == "planned":
                 self.check(name)
                 if against := preflight():
                     raise NotReady(now, against)
-            now = self._moved(now, "advance", self._cause(actor, reason))
+                seen = ("nothing was found that speaks against it",)
+            now = self._moved(now, "advance", self._cause(actor, reason), seen)
         return Done(before=before, after=now)
 
     def check(self, subject: str) -> None:
@@ -229,7 +240,7 @@ class RolloutControl:
                 "which looks whether it may begin"
             )
         evidence = self._evidence(before, fence)
-        canary = CanaryDeployment(self._store, before.subject, bar=self._bar, clock=self._clock)
+        canary = CanaryDeployment(self.store, before.subject, bar=self._bar, clock=self._clock)
         return Done(before=before, after=canary.increase_rollout(evidence, actor=actor, reason=reason))
 
     def finalize(
@@ -319,6 +330,17 @@ class RolloutControl:
         lists = _relisted(before, frozenset(allow), frozenset(deny), frozenset(drop))
         return Done(before=before, after=self._listed(before, lists, self._cause(actor, reason)))
 
+    def note(self, subject: Feature | str, *, actor: str = "operator", reason: str) -> Done:
+        """Say how a rollout goes, also of one that is over. It stays where it is, and its evidence counts on; only the
+        next update (`rollout.report`) is due later.
+
+        Raises:
+            LocalProtocolError: there never was one, or nothing is said that can be shown.
+        """
+        before, cause = self.rollouts().of(_name(subject)), self._cause(actor, reason)
+        after = self._amended(lambda rollouts: rollouts.noted(before.subject, cause)).of(before.subject)
+        return Done(before=before, after=after)
+
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def _begun(
@@ -384,25 +406,25 @@ class RolloutControl:
             )
         return rollout
 
-    def _moved(self, rollout: Rollout, event: Event, cause: Cause) -> Rollout:
-        return self._amended(lambda rollouts: _move(rollouts, rollout, event, cause)).of(rollout.subject)
+    def _moved(self, rollout: Rollout, event: Event, cause: Cause, seen: tuple[str, ...] = ()) -> Rollout:
+        return self._amended(lambda rollouts: _move(rollouts, rollout, event, cause, seen)).of(rollout.subject)
 
     def _amended(self, change: Callable[[Rollouts], Rollouts]) -> Rollouts:
         def changed(document: Document) -> bytes:
             return document_of(change(rollouts_in(document)))
 
-        return rollouts_in(run_now(amend(self._store, DOCUMENT, changed)))
+        return rollouts_in(run_now(amend(self.store, DOCUMENT, changed)))
 
     def _document(self, name: str) -> Document:
-        return run_now(self._store.document(name))
+        return run_now(self.store.document(name))
 
     def _cause(self, actor: str, reason: str) -> Cause:
         return Cause(actor=actor, reason=reason, at=self._clock())
 
 
-def _move(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Cause) -> Rollouts:
+def _move(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Cause, seen: tuple[str, ...] = ()) -> Rollouts:
     """Moved as it was decided upon when it was `rollout`."""
-    return rollouts.moved(rollout.subject, event, fence=rollout.fence, cause=cause)
+    return rollouts.moved(rollout.subject, event, fence=rollout.fence, cause=cause, seen=seen)
 
 
 def _relisted(rollout: Rollout | None, allow: frozenset[str], deny: frozenset[str], drop: frozenset[str]) -> Lists:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
@@ -25,12 +25,13 @@ from ..registry import decisions_in, registry_of
 from ..registry import document_of as registry_document
 from ..rollout import canary, flags, states, triggers, verdicts
 from ..rollout.canary import EVIDENCE, Evidence, seen_in
+from ..rollout.cases import Case, Look, decided
 from ..rollout.chain import Line
 from ..rollout.flags import FEATURES, Catalogue, Feature, flags_in
 from ..rollout.health import Metric, Sample, Tolerance
 from ..rollout.kept import TEXT_CHARS_MAX, Cause
 from ..rollout.policy import Policy
-from ..rollout.states import Event, Rollout, rollouts_in
+from ..rollout.states import Event, Rollout, Rollouts, rollouts_in
 from ..rollout.triggers import Judged, Rung, Signals, Thresholds, Watch, Watches, due, watches_in
 from ..rollout.verdicts import judge, record_in
 from ..store import Store
@@ -51,6 +52,9 @@ FOLLOWED_US: Final = 30 * 60 * 1_000_000
 BREACHES_MAX: Final = 8
 #: Who did it, where a move or a switch says so.
 ACTOR: Final = "triggers"
+
+#: Told of a rollout that is about to be taken back, why, and by which verdict, if by one. It must not take long.
+BeforeRollback: TypeAlias = Callable[[Rollout, str, Case | None], object]
 
 What: TypeAlias = Event | Literal["switch", "not_switched", "repair", "fix_forward"]
 
@@ -90,6 +94,8 @@ class EmergencyTriggers:
         features: those that there are; what else is rolled out is a wire version.
         installed: the names of the wire versions that are installed; without them, those found here.
         on_action: told of each action after it was done. What it raises is logged.
+        before_rollback: told of each rollout before it is taken back, once. What it raises is logged, and it is taken
+            back nevertheless.
         clock: microseconds since 1970.
         monotonic: seconds that never run backwards.
         wait: waits for so many seconds.
@@ -111,6 +117,7 @@ class EmergencyTriggers:
         features: Catalogue = FEATURES,
         installed: tuple[str, ...] | None = None,
         on_action: Callable[[Action], None] | None = None,
+        before_rollback: BeforeRollback | None = None,
         clock: Callable[[], int] = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -124,6 +131,9 @@ class EmergencyTriggers:
         self._features = features
         self._installed = installed
         self._on_action = on_action
+        self._before_rollback = before_rollback
+        self._cases: dict[str, Case] = {}  # the last verdict that led up the ladder, by id of the rollout
+        self._captured: set[str] = set()  # whose rollback was told of
         self._clock = clock
         self._monotonic = monotonic
         self._wait = wait
@@ -219,6 +229,11 @@ class EmergencyTriggers:
     def _look_at(self, rollout: Rollout, *, blind: bool, done: list[Action]) -> None:
         signals = self._signals(rollout)
         watch = self._watched(rollout, signals, blind=blind, done=done)
+        if watch.routed_back:
+            self._tell_before(
+                _why(watch, "route_back"),
+                lambda rollouts: [one for one in rollouts.rollouts.values() if one.id == watch.rollout],
+            )
         self._move(watch, done)
         if watch.must_switch:
             self._switch(rollout, watch, done)
@@ -243,14 +258,15 @@ class EmergencyTriggers:
             nonlocal known, after
             known = after = watches_in(document)
             judged.clear()
-            # What nobody could tell was not kept either, if it was the store that was away.
-            for one in (*[None] * (self._thresholds.silent if blind else 0), told):
+            for one in seen:
                 found, after = judge(after, rollout, one, self._thresholds, policy, now=now)
                 judged.append(found)
             return triggers.document_of(after)
 
         try:
             told = self._told(rollout, signals, policy)
+            # What nobody could tell was not kept either, if it was the store that was away.
+            seen = (*[None] * (self._thresholds.silent if blind else 0), told)
             kept = self._amend(triggers.DOCUMENT, looked)
         except BaseException:
             if signals is not None:
@@ -258,6 +274,9 @@ class EmergencyTriggers:
             raise
         self.last[rollout.id] = judged[-1]
         before, watch = known.of(rollout), judged[-1].watch
+        if before.rung != watch.rung:
+            looks = tuple(Look(signals=one, fence=rollout.fence, now=now) for one in seen)
+            self._cases[rollout.id] = decided(rollout, before, self._thresholds, looks, policy)
         if kept and before.rung != watch.rung == "repair":
             done.append(Action(rollout=rollout.id, what="repair", why=_why(watch, "repair"), at=now))
         if kept and judged[-1].decision == "fix_forward" and watch.worries != before.worries:
@@ -325,18 +344,35 @@ class EmergencyTriggers:
         name = subject.name if isinstance(subject, Feature) else subject
         done: list[Action] = []
 
+        def chosen(rollouts: Rollouts) -> list[Rollout]:
+            return [*rollouts.rollouts.values()] if name is None else [rollouts.of(name)]
+
         def taken_back(document: Document) -> bytes:
             done.clear()
             rollouts = rollouts_in(document)
-            for rollout in [*rollouts.rollouts.values()] if name is None else [rollouts.of(name)]:
+            for rollout in chosen(rollouts):
                 if (undo := rollout.undo) is not None:
                     rollouts = rollouts.moved(rollout.subject, undo, fence=rollout.fence, cause=cause)
                     done.append(Action(rollout=rollout.id, what=undo, why=reason, at=cause.at))
             return states.document_of(rollouts) if done else document.body
 
+        self._tell_before(reason, chosen)
         self._amend(states.DOCUMENT, taken_back)
         self._tell(done)
         return tuple(done)
+
+    def _tell_before(self, why: str, chosen: Callable[[Rollouts], Iterable[Rollout]]) -> None:
+        """Tell of those rollouts that are to be taken back, as they are now, before they are."""
+        if self._before_rollback is None:
+            return
+        try:
+            for rollout in chosen(rollouts_in(run_now(self._store.document(states.DOCUMENT)))):
+                if rollout.undo is not None and rollout.id not in self._captured:
+                    self._captured.add(rollout.id)
+                    self._before_rollback(rollout, why, self._cases.get(rollout.id))
+        except Exception:
+            # Taking it back is what matters.
+            logger.exception("nobody was told that a rollout is about to be taken back")
 
     def _move(self, watch: Watch, done: list[Action]) -> None:
         """What the rollout still lacks, whoever else does it at the same time: once."""

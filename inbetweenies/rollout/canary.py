@@ -227,7 +227,18 @@ def went_on(
         NotYet: it has not seen enough.
         LocalProtocolError: it cannot go on at all.
     """
-    after = rollouts.moved(subject, event, fence=fence, cause=cause)
-    if lacking := missing(before := rollouts.of(subject), evidence, bar, now=cause.at):
+    before = rollouts.of(subject)
+    after = rollouts.moved(subject, event, fence=fence, cause=cause, seen=_seen_of(before, evidence, cause.at))
+    if lacking := missing(before, evidence, bar, now=cause.at):
         raise NotYet(before, lacking)
     return after
+
+
+def _seen_of(rollout: Rollout, evidence: Evidence, now: int) -> tuple[str, ...]:
+    """What a step saw, in words: what remains of it once the evidence is that of the next one."""
+    if rollout.state not in GATED:
+        return ()
+    if evidence.fence != rollout.fence:
+        evidence = Evidence(fence=rollout.fence)
+    counts = (f"{getattr(evidence, name)} {name}" for name in ("sessions", "pushes", "pulls", "conflicts"))
+    return (f"lasted {max(now - rollout.since, 0) // 1_000_000} s", *counts, f"{evidence.breaches} broken invariants")

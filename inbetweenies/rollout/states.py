@@ -26,6 +26,7 @@ WHOLE: Final = 1_000_000
 STEPS: Final = (10_000, 50_000, 250_000, 500_000)
 STEPS_MAX: Final = 100  # one for each percent
 LOG_MAX: Final = 200  # moves that are remembered: more than any rollout needs that is not held again and again
+NOTES_MAX: Final = 50  # what people said of how it goes: a day of it, every half hour
 
 State: TypeAlias = Literal[
     "planned",
@@ -77,12 +78,13 @@ class RolloutMoved(LocalProtocolError):
     """Somebody else moved the rollout since it was read. Nothing was changed; read it again and decide anew."""
 
 
-class Move(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One move: what happened, where it led, and why."""
+class Move(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One move: what happened, where it led, why, and what was `seen`, in words, that allowed it."""
 
     event: Event | Literal["start", "list"]
     state: State
     cause: Cause
+    seen: tuple[str, ...] = ()
 
 
 class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -101,6 +103,7 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         deny: graphs that are left out until it is finalized, though they be allowed.
         withheld: the one before it was rolled back. What that took back stays so until this one gives it.
         log: the newest `LOG_MAX` moves, oldest first.
+        notes: the newest `NOTES_MAX` things that people said of how it goes, oldest first. They move nothing.
 
     Raises:
         LocalProtocolError: these contradict one another.
@@ -118,6 +121,7 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
     deny: frozenset[str] = frozenset()
     withheld: bool = False
     log: tuple[Move, ...] = ()
+    notes: tuple[Cause, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.subject, "a subject")
@@ -133,7 +137,7 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
             raise LocalProtocolError("expected what is held to say in which state it was; got another rollout")
         if not 0 <= self.step < (len(self.steps) if self._at == "ramp" else 1):
             raise LocalProtocolError("expected a step of the ramp; got another")
-        if self.serial < 1 or self.fence < 0 or len(self.log) > LOG_MAX:
+        if self.serial < 1 or self.fence < 0 or len(self.log) > LOG_MAX or len(self.notes) > NOTES_MAX:
             raise LocalProtocolError("expected a serial from 1, a fence from 0 and a bounded log; got others")
         if max(len(self.allow), len(self.deny)) > LISTED_MAX:
             raise LocalProtocolError(f"expected lists of at most {LISTED_MAX} graphs; got longer ones")
@@ -171,8 +175,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
         return next((event for event in ("roll_back", "abort") if (self.state, event) in TRANSITIONS), None)
 
 
-def moved(rollout: Rollout, event: Event, *, fence: int, cause: Cause) -> Rollout:
-    """The rollout after `event`, which was decided upon when its fence was `fence`.
+def moved(rollout: Rollout, event: Event, *, fence: int, cause: Cause, seen: tuple[str, ...] = ()) -> Rollout:
+    """The rollout after `event`, which was decided upon when its fence was `fence`; `seen` says what allowed it.
 
     Raises:
         RolloutMoved: it has another fence by now.
@@ -193,8 +197,13 @@ def moved(rollout: Rollout, event: Event, *, fence: int, cause: Cause) -> Rollou
         held_in=rollout.state if state == "held" else None,
         fence=fence + 1,
         since=cause.at,
-        log=(*rollout.log, Move(event=event, state=state, cause=cause))[-LOG_MAX:],
+        log=(*rollout.log, Move(event=event, state=state, cause=cause, seen=seen))[-LOG_MAX:],
     )
+
+
+def noted(rollout: Rollout, cause: Cause) -> Rollout:
+    """The rollout with what somebody says of how it goes. That moves nothing, so that its fence stays."""
+    return replace(rollout, notes=(*rollout.notes, cause)[-NOTES_MAX:])
 
 
 def listed(rollout: Rollout, *, allow: frozenset[str], deny: frozenset[str], fence: int, cause: Cause) -> Rollout:
@@ -271,9 +280,13 @@ class Rollouts(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unk
             )
         )
 
-    def moved(self, subject: str, event: Event, *, fence: int, cause: Cause) -> Rollouts:
+    def moved(self, subject: str, event: Event, *, fence: int, cause: Cause, seen: tuple[str, ...] = ()) -> Rollouts:
         """With the rollout of `subject` moved (`moved`)."""
-        return self._with(moved(self.of(subject), event, fence=fence, cause=cause))
+        return self._with(moved(self.of(subject), event, fence=fence, cause=cause, seen=seen))
+
+    def noted(self, subject: str, cause: Cause) -> Rollouts:
+        """With what somebody says of the rollout of `subject` (`noted`)."""
+        return self._with(noted(self.of(subject), cause))
 
     def listed(
         self, subject: str, *, allow: frozenset[str], deny: frozenset[str], fence: int, cause: Cause

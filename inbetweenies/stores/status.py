@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import StoreCorrupt, StoreError
-from ..model import Cursor, Event
+from ..model import Cursor, Document, Event
 from .heads import Heads, journal_of
 from .journal import Journal, ends
 from .placing import waiting
@@ -27,6 +27,7 @@ Standing = Literal["equal", "behind", "ahead", "other"]
 _GRAPHS: Final = "SELECT graph, name, birth, epoch, seq, chain, stamp, digest FROM graphs ORDER BY name"
 _EVENTS: Final = "SELECT kind, key, at, told FROM events WHERE graph = ? ORDER BY n"
 _CHAIN: Final = "SELECT chain FROM log WHERE graph = ? AND seq = ?"
+_DOCUMENTS: Final = "SELECT name, revision, body FROM documents ORDER BY name"
 _told = msgspec.json.Decoder(dict[str, str | int]).decode
 
 
@@ -101,6 +102,21 @@ def status(path: Path, journal: Path | None = None) -> StoreStatus:
         ),
         graphs=tuple(_graphs(path, tips, beside)),
     )
+
+
+def documents(path: Path) -> dict[str, Document]:
+    """What the database at `path` says beside its graphs, by name.
+
+    Raises:
+        StoreError: as `status` does.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            _check(path, connection)
+            found = connection.execute(_DOCUMENTS).fetchall()
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise StoreCorrupt(f"expected a database that SQLite can read at {path}; it says: {error}") from error
+    return {name: Document(revision=revision, body=body) for name, revision, body in found}
 
 
 def _graphs(path: Path, tips: Mapping[str, Cursor], beside: Mapping[str, Cursor]) -> Iterable[GraphStatus]:

@@ -513,7 +513,7 @@ def test_what_is_final_is_not_taken_back() -> None:
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("advance", "finalize", "relist")])
 def test_whoever_takes_the_fence_that_there_is_is_caught(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def any_fence(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Any) -> Rollouts:
+    def any_fence(rollouts: Rollouts, rollout: Rollout, event: Event, cause: Any, seen: Any = ()) -> Rollouts:
         found = rollouts.of(rollout.subject)
         return rollouts.moved(found.subject, event, fence=found.fence, cause=cause)
 
