@@ -6,7 +6,6 @@ A running server tells what is decided here within seconds, and whoever comes la
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from msgspec import to_builtins
 
-from .cli_versions import actor_option, db_option, json_option, opened, table
+from .cli_versions import actor_option, db_option, json_option, opened, seconds_of, table
 from .errors import LocalProtocolError
 from .model import format_time
 from .rollout.notices import message
-from .show_rollout import UNITS
 
 if TYPE_CHECKING:
     from .ops.channels import Result
@@ -50,10 +48,7 @@ def people_of(store: Store, urls: tuple[str, ...]) -> UserNotification:
 
 
 def _seconds(_: click.Context, __: click.Parameter, value: str) -> int:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", value, re.ASCII)
-    if found is None:
-        raise click.UsageError(f"DURATION: expected a time such as 90s, 30m, 2h or 1d; got {value!r}")
-    return int(found[1]) * UNITS[found[2]]
+    return seconds_of(value, "DURATION")
 
 
 def _with(db: Path, urls: tuple[str, ...], work: Callable[[UserNotification], Coroutine[Any, Any, T]]) -> T:

@@ -7,7 +7,6 @@ the other one is told and ends with 1.
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,10 @@ import click
 
 from . import census
 from .census import Entry, entries_in
-from .cli_versions import DAY_US, actor_option, db_option, in_store, json_option, opened, reason_option
+from .cli_versions import DAY_US, actor_option, db_option, in_store, json_option, opened, reason_option, seconds_of
 from .errors import LocalProtocolError, StoreCorrupt, StoreError
 from .negotiation import NAME
-from .rollout.report import UNITS, Check, StatusReport, markdown, utc
+from .rollout.report import Check, StatusReport, markdown, utc
 from .show_rollout import drawn, print_done, report_of, told
 
 if TYPE_CHECKING:
@@ -65,10 +64,7 @@ def _shares(_: click.Context, __: click.Parameter, value: str | None) -> tuple[i
 
 
 def _seconds(_: click.Context, __: click.Parameter, value: str) -> int:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", value)
-    if found is None:
-        raise click.UsageError(f"--min-wait: expected a time such as 90s, 30m, 2h or 1d; got {value!r}")
-    return int(found[1]) * UNITS[found[2]]
+    return seconds_of(value, "--min-wait")
 
 
 def _bar_options(command: Callable[..., Any]) -> Callable[..., Any]:

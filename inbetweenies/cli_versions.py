@@ -10,6 +10,7 @@ import asyncio
 import getpass
 import json
 import os
+import re
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from .errors import LocalProtocolError
 from .model import Document, format_time
 from .negotiation import NAME
 from .registry import DOCUMENT, Decision, Decisions, Notice, Registry, State, decisions_in, document_of, registry_of
+from .rollout.report import UNITS
 from .store import Store
 
 T = TypeVar("T")
@@ -59,6 +61,14 @@ def _checked(name: str) -> str:
     if NAME.fullmatch(name) is None:
         raise click.UsageError("VERSION: expected 1 to 64 printable ASCII characters; got something else")
     return name
+
+
+def seconds_of(value: str, what: str) -> int:
+    """A time as people write it. Raises `click.UsageError`: it is none."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", value, re.ASCII)
+    if found is None:
+        raise click.UsageError(f"{what}: expected a time such as 90s, 30m, 2h or 1d; got {value!r}")
+    return int(found[1]) * UNITS[found[2]]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
