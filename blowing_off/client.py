@@ -43,8 +43,8 @@ from inbetweenies.replica import (
     follow,
 )
 
-from . import review
-from .reports import Blocked, Progress, Status, SyncReport, Version
+from . import notices, review
+from .reports import Blocked, Notice, Progress, Status, SyncReport, Version
 from .review import Review, Take
 from .store import ConflictRecord, LocalStore
 from .sync import Sync, is_taken, unknown_there
@@ -125,6 +125,8 @@ class BlowingOffClient:
         ids: makes the id of what is added.
         after_sync: called when a sync has ended, with what it failed with, if it did; must return at once.
         nonces: makes names for messages, and for copies of this replica.
+        on_notice: called with each thing that the server wants people to know, once, after it was kept; must return at
+            once.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class BlowingOffClient:
         ids: Callable[[], str] = new_id,
         after_sync: Callable[[InbetweeniesError | None], None] | None = None,
         nonces: Callable[[], str] = new_nonce,
+        on_notice: Callable[[Notice], None] | None = None,
     ) -> None:
         for name, label in (("user", user), ("device", device)):
             if label is not None:
@@ -157,6 +160,7 @@ class BlowingOffClient:
         self.batch_changes = batch_changes
         self.batch_bytes = batch_bytes
         self.after_sync = after_sync
+        self.on_notice = on_notice
         self._path = store
         self._url = url
         self._token = token
@@ -556,6 +560,7 @@ class BlowingOffClient:
             digest=f"{state.digest:064x}",
             last_sync=None if last is None else int(last),
             last_error=self.store.setting("last_error"),
+            notices=notices.standing(self.store),
         )
 
     # --- the server -----------------------------------------------------------------------------------------------
@@ -678,7 +683,15 @@ class BlowingOffClient:
                 self.store.keep(last_error=str(error))
                 raise
             self.store.keep(last_sync=str(self.clock()), last_error=None)
-            return report
+            return replace(report, notices=self.told())
+
+    def told(self) -> tuple[Notice, ...]:
+        """What the server wants people to know and nobody was shown yet; from here on it counts as shown."""
+        found = notices.shown(self.store)
+        if self.on_notice is not None:
+            for notice in found:
+                self.on_notice(notice)
+        return found
 
     # --- staying connected
 

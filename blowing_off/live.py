@@ -21,6 +21,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from inbetweenies.errors import InbetweeniesError, RemoteProtocolError
 
+from . import notices
+from .reports import Notice
 from .store import LocalStore, SyncRunning
 from .transport import (
     BadAnswer,
@@ -63,6 +65,8 @@ class Event(Struct, frozen=True, kw_only=True):
             server just now, ``polling`` when no WebSocket gets through and it goes on by asking every now and then.
         report: what a sync did, a `SyncReport`.
         changed: the ids of entities and edges whose row on the server became known.
+        notices: with news, what the server wants people to know and nobody was shown yet; those of a sync are in its
+            report.
         reason: why it is offline or polling, in a sentence.
         retry_s: in how many seconds it is tried again.
     """
@@ -70,6 +74,7 @@ class Event(Struct, frozen=True, kw_only=True):
     kind: Literal["synced", "news", "offline", "polling"]
     report: Any = None
     changed: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
     reason: str = ""
     retry_s: float | None = None
 
@@ -228,6 +233,9 @@ class Replica(Protocol):
     def hear(self, after: str | None, body: bytes) -> tuple[str, ...] | None:
         """Take in news; the ids they were about, None if something was missed."""
 
+    def told(self) -> tuple[Notice, ...]:
+        """What the server wants people to know and nobody was shown yet."""
+
 
 class Watch:
     """One replica, kept live.
@@ -292,8 +300,8 @@ class Watch:
                 changed = self._taken(*heard)
                 if changed is None:
                     yield await self._synced(live)
-                elif changed:
-                    yield Event(kind="news", changed=changed)
+                elif (told := self._client.told()) or changed:
+                    yield Event(kind="news", changed=changed, notices=told)
             if self._waits():  # also while there is always news
                 yield await self._synced(live)
 
@@ -334,8 +342,8 @@ class Watch:
             return None  # a sync says what is the matter
 
     def _waits(self) -> bool:
-        """Whether something was changed here since the last sync."""
-        return bool(self._client.store.pending(1, self._sent_n))
+        """Whether something was changed here since the last sync, or is to be acknowledged."""
+        return bool(self._client.store.pending(1, self._sent_n) or notices.owed(self._client.store))
 
     async def _offline(self, error: InbetweeniesError) -> Event:
         """Wait, longer each time and never as long as all the others (full jitter)."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from inbetweenies.model import Conflict, Entity
+from inbetweenies.model import Conflict, Entity, Proof
 from inbetweenies.model import Refused as RefusedItem
 
 from .store import Counts
@@ -20,6 +20,34 @@ class Progress(Struct, frozen=True, kw_only=True):
     pending: int
     total: int
     messages: int
+
+
+class Notice(Struct, frozen=True, kw_only=True):
+    """Something that the server wants people to know (PROTOCOL 14), in this client's words.
+
+    Attributes:
+        kind: ``maintenance``, ``rollback``, or what a newer server calls it.
+        severity: ``info`` or ``warning``.
+        at: when it was, in microseconds since 1970.
+        duration_s: of a maintenance, in seconds.
+        proof: why data is safe, which is said only with one; compared with what this replica holds.
+        new: nobody was shown it before.
+    """
+
+    id: str
+    kind: str
+    title: str
+    message: str
+    severity: Literal["info", "warning"]
+    at: int
+    duration_s: int | None = None
+    proof: Proof | None = None
+    new: bool = False
+
+    @property
+    def safe(self) -> bool:
+        """Whether it says that data is safe."""
+        return self.proof is not None
 
 
 class SyncReport(Struct, frozen=True, kw_only=True):
@@ -43,6 +71,7 @@ class SyncReport(Struct, frozen=True, kw_only=True):
         offered: rows given back that the server acknowledged.
         differing: ids that differed for no known reason.
         forked: another copy of this replica had pushed; this one goes on under a device name of its own.
+        notices: what the server wants people to know and nobody was shown yet; it counts as shown now.
     """
 
     served: str | None
@@ -62,6 +91,7 @@ class SyncReport(Struct, frozen=True, kw_only=True):
     offered: int = 0
     differing: int = 0
     forked: bool = False
+    notices: tuple[Notice, ...] = ()
 
 
 class Version(Struct, frozen=True, kw_only=True):
@@ -86,7 +116,8 @@ class Blocked(Struct, frozen=True, kw_only=True):
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """Where this replica stands. Times are in microseconds since 1970. `refused` tells what waits for a reason."""
+    """Where this replica stands. Times are in microseconds since 1970. `refused` tells what waits for a reason,
+    `notices` what the server told people, the newest first."""
 
     path: str
     url: str | None
@@ -101,3 +132,4 @@ class Status(Struct, frozen=True, kw_only=True):
     digest: str
     last_sync: int | None
     last_error: str | None
+    notices: tuple[Notice, ...] = ()

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from inbetweenies.replica import Pending
 
     from .live import Event
-    from .reports import Status, SyncReport, Version
+    from .reports import Notice, Status, SyncReport, Version
     from .store import ConflictRecord
 
 #: Characters of an id that a table shows at least; more where two ids on it would otherwise look the same.
 SHORT_MIN: Final = 8
+SHOWN_MAX: Final = 5  # notices that people are shown of all that are remembered
 
 
 class Problem(Exception):
@@ -493,6 +494,7 @@ def sync_parts(report: SyncReport) -> Shown:
         "forked": report.forked,
         "equal": report.equal,
         "complete": report.complete,
+        "notices": [notice_document(one) for one in report.notices],
     }
     return document, Said(sentence=_synced(report), cells=("synced", *map(str, counts.values())))
 
@@ -506,12 +508,14 @@ def event_parts(event: Event) -> Shown:
         "reason": event.reason or None,
         "retry_seconds": event.retry_s,
         "report": report,
+        "notices": [notice_document(one) for one in event.notices],
     }
     match event.kind:
         case "synced":
             sentence = _synced(event.report)
         case "news":
-            sentence = f"{many(len(event.changed), 'change')} came in."
+            came = [f"{many(len(event.changed), 'change')} came in."] if event.changed else []
+            sentence = " ".join([*came, *map(_noted, event.notices)])
         case "offline":
             sentence = f"Offline: {event.reason}. Tried again; nothing is lost meanwhile."
         case _:
@@ -536,7 +540,28 @@ def _synced(report: SyncReport) -> str:
         parts.append("The server says that it holds something else.")
     if report.pending:
         parts.append(f"{many(report.pending, 'change')} still waiting.")
-    return " ".join(parts)
+    return " ".join([*parts, *map(_noted, report.notices)])
+
+
+def _noted(notice: Notice) -> str:
+    return f"{notice.title}: {notice.message}"
+
+
+def notice_document(notice: Notice) -> dict[str, Any]:
+    """A notice, in the shape in which a server tells it."""
+    import msgspec
+
+    return {
+        "id": notice.id,
+        "type": notice.kind,
+        "title": notice.title,
+        "message": notice.message,
+        "severity": notice.severity,
+        "timestamp": at(notice.at),
+        "duration": notice.duration_s,
+        "proof": msgspec.to_builtins(notice.proof),
+        "new": notice.new,
+    }
 
 
 def status_parts(now: Status, conflicts: int) -> Shown:
@@ -557,6 +582,7 @@ def status_parts(now: Status, conflicts: int) -> Shown:
         "pending": now.pending,
         "conflicts": conflicts,
         "refused": msgspec.to_builtins(now.refused),
+        "notices": [notice_document(one) for one in now.notices],
     }
     facts = Facts(
         pairs=[
@@ -577,7 +603,15 @@ def status_parts(now: Status, conflicts: int) -> Shown:
         ids=frozenset({"id"}),
         rows=[(one.id, one.name, f"{one.code}: {one.detail}", one.advice) for one in now.refused],
     )
-    return document, facts, sheet
+    told = Sheet(
+        title="Told by the server",
+        tag="notice",
+        columns=("when", "what", "message"),
+        rows=[
+            (at(one.at), f"{one.title}{' (new)' if one.new else ''}", one.message) for one in now.notices[:SHOWN_MAX]
+        ],
+    )
+    return document, facts, sheet, told
 
 
 def pending_parts(waiting: Iterable[Pending]) -> Shown:

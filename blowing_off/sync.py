@@ -21,6 +21,7 @@ from inbetweenies.model import DIGEST_BITS, ENTITY_TYPES, Answer, Ask, Change, C
 from inbetweenies.model import Refused as RefusedItem
 from inbetweenies.offers import VersionPolicy
 from inbetweenies.replica import (
+    NOTICES,
     Absorbed,
     Copy,
     Local,
@@ -37,6 +38,7 @@ from inbetweenies.replica import (
 from inbetweenies.rewind import FEATURE
 from inbetweenies.wire import load
 
+from . import notices
 from .reconcile import Reconciliation
 from .reports import Progress, SyncReport
 from .store import LocalStore
@@ -50,6 +52,7 @@ EDGES_PATH: Final = "/api/v1/graph/relationships"
 MESSAGES_MAX: Final = 10_000  # of one sync: ten million rows; a server that goes on longer is making them up
 RESYNCS_MAX: Final = 3  # of one sync: a server is set back once, maybe twice while it is asked; not by every question
 POISON_MAX: Final = 8  # changes that fail one by one before it is the server that must be broken
+NOTINGS_MAX: Final = 2  # messages of one sync that only acknowledge: what is told, and a proof that comes meanwhile
 CHUNK: Final = 100  # marks read at a time
 
 # PROTOCOL 10.5: a deployed server refuses a whole message for one edge of another type.
@@ -129,6 +132,7 @@ class Sync(Reconciliation):
         self.healed = self.forked = False
         self.complete = True
         self.edges_read = False
+        self.notings = 0  # messages that were needed only to acknowledge notices
         self.answer: Answer | None = None
 
     async def run(self, url: str | None) -> SyncReport:
@@ -147,6 +151,8 @@ class Sync(Reconciliation):
             self.talk.forget()
             raise
         self.talk.remember(now=self.client.clock(), revision=self._revision())
+        if not self.talk.in_rows:
+            await self._ask_notices()
         state = self.client.state
         digest = self.answer.digest if self.answer is not None else None
         return SyncReport(
@@ -194,6 +200,7 @@ class Sync(Reconciliation):
             request=self.nonce(),
             skip=self.skipped(state),
             want=self.wanted(),
+            notices=notices.owed(self.store),
         )
         if ask.pushes is not None:
             with self.store.transaction():
@@ -211,6 +218,7 @@ class Sync(Reconciliation):
         if back:
             self.store.put_state(state)
         absorbed, moved = self._absorb(answer, sent, wanted=bool(ask.want))
+        notices.acknowledged(self.store, ask.notices)
         self.answer = answer
         self.poison = 0
         self.batch = min(self.batch * 2, self.client.batch_changes)
@@ -225,7 +233,15 @@ class Sync(Reconciliation):
             # A server that says "more" and tells nothing would be asked for ever.
             self.complete = moved
             return moved
-        return await self._drained()
+        return await self._drained() or self._acknowledges()
+
+    def _acknowledges(self) -> bool:
+        """Whether a message is needed only to acknowledge notices. Who is told something says so at once: the next sync
+        may be tomorrow. A server that goes on telling can wait."""
+        if not notices.owed(self.store):
+            return False
+        self.notings += 1
+        return self.notings <= NOTINGS_MAX
 
     async def _relocated(self, state: State) -> bool:
         """The server's log is not the one that was known: find out what is left of it, then go on."""
@@ -310,6 +326,24 @@ class Sync(Reconciliation):
         self._report()
         return False
 
+    async def _ask_notices(self) -> None:
+        """PROTOCOL 14.2: of a server that is known to have some, where the version that is spoken cannot say them."""
+        for _ in range(NOTINGS_MAX):  # what is told is acknowledged at once
+            acks = notices.owed(self.store)
+            if not notices.there(self.store):
+                return
+            try:
+                body = await self.transport.get(notices.address(self.client.state.device, acks))
+                told = notices.told_in(body)
+            except (TransportError, RemoteProtocolError):
+                return  # they wait; the sync itself is done
+            self.messages += 1
+            with self.store.transaction():
+                notices.take_in(self.store, told, self.client.clock(), state=self.client.state, digest=None)
+                notices.acknowledged(self.store, acks)
+            if not notices.owed(self.store):
+                return
+
     def _sendable(self, state: State) -> Iterator[Pending]:
         after = 0
         while page := self.store.pending(CHUNK, after):
@@ -347,6 +381,8 @@ class Sync(Reconciliation):
                 self.forked = True
                 absorbed = replace(absorbed, state=incarnated(absorbed.state, self.nonce()))
             self.store.apply(absorbed, now=self.client.clock())
+            notices.known(self.store, NOTICES in answer.features)
+            notices.take_in(self.store, answer.notices, self.client.clock(), state=absorbed.state, digest=answer.digest)
             cleared = frozenset(absorbed.cleared)
             # Of a message that was not looked at nothing is silent: it is sent again.
             left = [] if absorbed.state.lost else [item for item in sent if item.n not in cleared]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .ops.canary import CanaryDeployment
     from .ops.flags import FeatureFlags
     from .ops.integrity import DataIntegrityMonitor
+    from .ops.notify import UserNotification
     from .ops.performance import PerformanceMonitor
     from .ops.triggers import EmergencyTriggers
     from .registry import Notice, Registry
@@ -72,6 +73,7 @@ _HOMES = {
     "CanaryDeployment": ".ops.canary",
     "FeatureFlags": ".ops.flags",
     "PerformanceMonitor": ".ops.performance",
+    "UserNotification": ".ops.notify",
     "EmergencyTriggers": ".ops.triggers",
     "DataIntegrityMonitor": ".ops.integrity",
     "Notice": ".registry",
@@ -124,6 +126,7 @@ __all__ = [
     "StoreFull",
     "Transaction",
     "UnsupportedVersion",
+    "UserNotification",
     "V1ProtocolHandler",
     "V2ProtocolHandler",
     "Value",

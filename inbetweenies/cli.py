@@ -27,6 +27,7 @@ from .cli_flags import flags
 from .cli_incident import incident, reconcile
 from .cli_log import log, sentence, status
 from .cli_migrate import migrate, rollback
+from .cli_notify import channel_option, notify, people_of
 from .cli_portable import export, import_command
 from .cli_preflight import preflight
 from .cli_rollout import rollout
@@ -99,6 +100,7 @@ commands.add_command(matrix)
 commands.add_command(status)
 commands.add_command(log)
 commands.add_command(audit)
+commands.add_command(notify)
 commands.add_command(backup)
 commands.add_command(verify)
 commands.add_command(restore)
@@ -135,6 +137,7 @@ commands.add_command(import_command)
     metavar="TYPE",
     help="Leave every conflict of things of this type, such as schedule, to a person; may be said several times.",
 )
+@channel_option
 @click.option(
     "--strict-v2", is_flag=True, help="Merge nothing: the later edit wins as a whole, as on deployed servers."
 )
@@ -151,6 +154,7 @@ def serve(
     journal: Path | None,
     no_journal: bool,
     manual: tuple[str, ...],
+    channel: tuple[str, ...],
     strict_v2: bool,
     rollout_policy: Path | None,
 ) -> None:
@@ -205,6 +209,7 @@ def serve(
                 admin_graph=graph,
                 auth=not no_auth,
                 audits=(DataIntegrityMonitor(store), ShadowComparison(store)),
+                people=people_of(store, channel),
                 incidents=incidents,
                 rollout_policy=decides,
                 min_client_version=min_client_version,

@@ -51,6 +51,11 @@ def sentence(event: Event) -> str:
     return f"two copies of {told['device']} have pushed; the second goes on under a name of its own"
 
 
+def _happened(graph: GraphStatus) -> list[Event]:
+    """What people should know; which devices were told something (PROTOCOL 14.3) is for `inbetweenies notify list`."""
+    return [event for event in graph.events if event.kind != "noticed"]
+
+
 def _place(cursor: str) -> str:
     return cursor.split(":")[1] if cursor.count(":") == 2 else cursor
 
@@ -120,7 +125,7 @@ def _told(found: StoreStatus) -> dict[str, Any]:
                 "device_forks": graph.count("device_forked"),
                 "events": [
                     {"kind": event.kind, "at": format_time(event.at), **event.told, "says": sentence(event)}
-                    for event in graph.events
+                    for event in _happened(graph)
                 ],
             }
             for graph in found.graphs
@@ -139,7 +144,7 @@ def _print(found: StoreStatus) -> None:
     held = f"{journal.segments} files, {journal.bytes:,} bytes" if journal.segments else "nothing"
     click.echo(f"journal in {journal.folder}: {held}")
     for graph in found.graphs:
-        for event in graph.events:
+        for event in _happened(graph):
             click.echo(f"{format_time(event.at)[:19]}  {graph.graph}: {sentence(event)}")
 
 

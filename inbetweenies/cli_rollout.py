@@ -321,12 +321,26 @@ def rollback(subject: str, db: Path, no_bundle: bool, actor: str, reason: str, a
             f"inbetweenies versions enable {quote(subject)} --as accepted --db {quote(str(db))}"
         ) from error
     print_done(db, done, as_json, {"incident": None if path is None else str(path)})
+    _tell_people(db)
     if incident is None:
         return
     if path is None:
         click.echo(f"nothing was put aside of what was known before: {incident.failed}", err=True)
     elif not as_json:
         click.echo(f"what was known before is in {path}: inbetweenies incident show {path.name} --db {quote(str(db))}")
+
+
+def _tell_people(db: Path) -> None:
+    """Those whom it had reached are told, durably; whether their data is safe is for a server, or `inbetweenies notify
+    prove`, to find out. It was taken back, whatever comes of this."""
+    from .ops.notify import UserNotification
+    from .stores.keeper import run_now
+
+    try:
+        with opened(db) as store:
+            run_now(UserNotification(store).notify_rollback())
+    except StoreError as error:
+        click.echo(f"people are told once a server runs: {error}", err=True)
 
 
 def _put_aside(control: RolloutControl, db: Path, subject: str, actor: str, reason: str) -> Capture | None:

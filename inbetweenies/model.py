@@ -271,7 +271,7 @@ class Device(Struct, frozen=True, kw_only=True):
     pushed: str = ""
 
 
-EventKind = Literal["fork", "replay", "offer", "discard", "device_forked", "rule_failed"]
+EventKind = Literal["fork", "replay", "offer", "discard", "device_forked", "rule_failed", "noticed"]
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -453,8 +453,8 @@ class SyncResponse(Struct, frozen=True, kw_only=True):
 class Ask(Struct, frozen=True, kw_only=True):
     """What our client says in one message. `cursor` is the server's string, opaque here; `since` microseconds.
 
-    `request` names this message, so that the answer to another one is not taken for its own. The rest as in
-    `SyncRequest`, places as strings.
+    `request` names this message, so that the answer to another one is not taken for its own. `notices` acknowledges
+    these. The rest as in `SyncRequest`, places as strings.
     """
 
     device: str
@@ -474,6 +474,28 @@ class Ask(Struct, frozen=True, kw_only=True):
     want: tuple[int, ...] = ()
     compare: tuple[str, ...] = ()
     pushes: Pushes | None = None
+    notices: tuple[str, ...] = ()
+
+
+class Proof(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 14.4: what an audit found of a log: that it is whole up to the place `at`, and that the log that ended
+    at the place `before`, when something was taken back, goes on in it. `digest` is the sum over what is current at
+    `at`, in hexadecimal, as worked out from the rows. Whoever reads one has yet to compare it."""
+
+    graph: str
+    before: str
+    at: str
+    digest: str
+
+
+class Noticed(Struct, frozen=True, kw_only=True):
+    """PROTOCOL 14.2: what a server wants people to know, without words: those are the client's own."""
+
+    id: str
+    kind: str
+    at: int
+    duration_s: int | None = None
+    proof: Proof | None = None
 
 
 class Answer(Struct, frozen=True, kw_only=True):
@@ -506,6 +528,7 @@ class Answer(Struct, frozen=True, kw_only=True):
     discarded: bool = False
     parts: tuple[Part, ...] = ()
     device_forked: bool = False
+    notices: tuple[Noticed, ...] = ()
 
 
 class Context(Struct, frozen=True, kw_only=True):

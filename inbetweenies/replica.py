@@ -46,6 +46,8 @@ BATCH_BYTES: Final = 2**20
 OVERLAP_US: Final = 30 * 1_000_000
 #: Features of PROTOCOL 5.1 that this client understands.
 FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE})
+#: PROTOCOL 14.2: asks for notices; only where an answer is taken in as a whole.
+NOTICES: Final = "notices"
 #: Pushes that may or may not have been heard; more are made without an answer only by who is offline for long.
 PUSHES_MAX: Final = 16
 #: PROTOCOL 10.11: the `told` of a row that is never offered again.
@@ -231,6 +233,7 @@ def compose(
     request: str | None = None,
     skip: tuple[tuple[int, int], ...] = (),
     want: tuple[int, ...] = (),
+    notices: tuple[str, ...] = (),
 ) -> tuple[Ask, tuple[Pending, ...]]:
     """The next message, and the pending rows that it carries; only these may be cleared by its answer.
 
@@ -257,7 +260,7 @@ def compose(
         cursor=state.page or state.cursor,
         since=None if state.cursor or state.page else state.since,
         page_rows=page_rows,
-        features=FEATURES,
+        features=FEATURES | {NOTICES},
         offer=offer,
         request=request,
         witness=None if state.witness == state.cursor else state.witness,
@@ -265,6 +268,7 @@ def compose(
         skip=skip,
         want=want,
         pushes=_pushes(state, sent),
+        notices=notices,
     )
     return ask, tuple(sent)
 

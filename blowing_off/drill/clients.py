@@ -20,7 +20,7 @@ from ..client import BlowingOffClient
 from ..demo.basics import SYNC, V1, V2, Record
 from ..demo.clients import RecordClient, bearer, checked, digest_of
 from ..demo.ledger import Ledger as Drafts
-from ..reports import SyncReport
+from ..reports import Notice, SyncReport
 from ..transport import HttpTransport
 from .basics import DrillError
 from .ledger import Acked, Ledger, Request
@@ -239,9 +239,18 @@ class Ours(Member):
     ) -> None:
         super().__init__(name, graph, ledger)
         self.client = client
+        self.client.on_notice = self._noticed
+        self.notices: list[tuple[float, Notice]] = []  # when each was shown
         self._transport = transport
         self.report: SyncReport | None = None  # of the newest sync
         self._made: dict[Key, dict[str, Any]] = {}
+
+    def _noticed(self, notice: Notice) -> None:
+        self.notices.append((time.monotonic(), notice))
+
+    def shown(self, id_: str) -> list[tuple[float, bool]]:
+        """When this notice was shown, and whether it said that data is safe."""
+        return [(at, notice.safe) for at, notice in self.notices if notice.id == id_]
 
     async def edit(self) -> None:
         waiting = {item.copy.id for item in await self.client.pending()}

@@ -118,6 +118,16 @@ def _rollbacks(found: Findings) -> list[Criterion]:
         *_timed("rolled back by command", found.by_command, ROLLBACK_S, AT_ONCE_S),
         *_timed("rollback in effect in every process", in_effect, ROLLBACK_S, AT_ONCE_S),
         Criterion(name="everybody informed", value=_longest(found.informed), limit=INFORMED_S, unit="s"),
+        Criterion(
+            name="everybody concerned told of a rollback", value=_longest(found.notified), limit=INFORMED_S, unit="s"
+        ),
+        Criterion(
+            name="told twice, or without being concerned",
+            value=len(found.nagged) if found.notified else None,
+            limit=0,
+            why=", ".join(found.nagged[:3]),
+        ),
+        Criterion(name="channels reached in a test", value=found.channels, limit="all"),
     ]
 
 

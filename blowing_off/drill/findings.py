@@ -47,6 +47,9 @@ class Findings(Struct, kw_only=True):
         by_command: how long it took to take one back.
         in_effect: how long each time that took to hold in every process.
         informed: how long it took each client that speaks both to be told what it gets now, each time.
+        notified: how long it took each of these whom it concerned to be shown that something was taken back, each time.
+        nagged: who was shown that twice, or without being concerned.
+        channels: ``all`` if each could be used in a test, else which could not.
         advances: how many of two controllers advanced, at each step.
         reached, stuck: whether the rollout came to everybody, and if not, why.
         switched, flips: how long each flip took to be durable, and to hold in every process; they were made in the time
@@ -67,6 +70,9 @@ class Findings(Struct, kw_only=True):
     by_command: float | None = None
     in_effect: list[float | None] = []
     informed: list[float | None] = []
+    notified: list[float | None] = []
+    nagged: list[str] = []
+    channels: str = "none was tried"
     advances: list[int] = []
     reached: bool = False
     stuck: str = ""

@@ -10,14 +10,18 @@ from typing import Final
 
 from inbetweenies.errors import InbetweeniesError, LocalProtocolError
 from inbetweenies.ops.backup import backup
+from inbetweenies.ops.channels import FileChannel
 from inbetweenies.ops.flags import FeatureFlags
 from inbetweenies.ops.manifest import Manifest
+from inbetweenies.ops.notify import UserNotification
 from inbetweenies.ops.restore import restore
 from inbetweenies.ops.rollouts import RolloutControl
 from inbetweenies.ops.verify import verify
 from inbetweenies.rollout.canary import Bar, NotYet
 from inbetweenies.rollout.flags import Feature
+from inbetweenies.rollout.notices import Notice, of_rollback
 from inbetweenies.rollout.states import WHOLE, Rollout
+from inbetweenies.stores.keeper import run_now
 
 from ..demo.basics import V1, V2
 from . import audit
@@ -48,6 +52,7 @@ class Drill:
         self.settings = site.settings
         self.findings = findings
         self.tell = tell
+        self.told_of: list[Notice] = []  # what was taken back so far
         self.proven = Bar(wait_us=0, sessions=site.settings.sessions, pushes=1, pulls=1, conflicts=1)
 
     async def hold(self) -> None:
@@ -65,6 +70,7 @@ class Drill:
                 await self.edit_as_before()
                 await self.roll_forward()
                 await self.flip()
+                await self.fire()
                 await self.take_back()
                 await self.edit_as_before()
                 if manifest is not None:
@@ -197,6 +203,40 @@ class Drill:
     async def _taken_back(self, since: float) -> None:
         self.findings.in_effect.append(await self.site.in_effect(dict.fromkeys(self.site.graphs, V1), since))
         await self._informed(V1, since)
+        await self._notified(since)
+
+    async def _notified(self, since: float) -> None:
+        """Whom it had reached is told that it was taken back, and whoever else is not."""
+        notice = of_rollback(self.rollout)
+        if notice is None:
+            return
+        self.told_of.append(notice)
+        concerned = [one for one in self.crew.ours if notice.concerns(one.graph)]
+
+        async def told() -> bool:
+            return all(one.shown(notice.id) for one in concerned)
+
+        await self.site.comes_about(told, since)
+        for one in concerned:
+            shown = one.shown(notice.id)
+            self.findings.notified.append(shown[0][0] - since if shown else None)
+
+    def nagged(self) -> list[str]:
+        """Who was shown of a rollback what did not concern it, or what it was shown before: that it is being looked at,
+        and that data is safe, are one time each."""
+        found = []
+        for notice in self.told_of:
+            for one in self.crew.ours:
+                shown = [safe for _, safe in one.shown(notice.id)]
+                if (shown and not notice.concerns(one.graph)) or len(set(shown)) != len(shown):
+                    found.append(one.name)
+        return found
+
+    async def fire(self) -> None:
+        """Every channel once. That of a drill is a file."""
+        people = UserNotification(self.site.store, channels=[FileChannel(self.site.folder / "calls.jsonl")])
+        down = [one.channel for one in await asyncio.to_thread(people.test) if one.error]
+        self.findings.channels = ", ".join(down) or "all"
 
     async def _informed(self, version: str, since: float) -> None:
         async def told() -> bool:
@@ -267,6 +307,8 @@ class Drill:
         done = await asyncio.to_thread(control.rollback, V2, actor=ACTOR, reason="drill")
         if done.after.state == "rolled_back":
             self.findings.by_command = time.monotonic() - since
+            people = UserNotification(self.site.store)  # as `inbetweenies rollout rollback` does
+            await asyncio.to_thread(lambda: run_now(people.notify_rollback()))
         await self._taken_back(since)
 
     # --- the last rung
@@ -322,6 +364,7 @@ class Drill:
             self.findings.replicas = await self.crew.compare(self.site.store)
             if all(one.equal for one in self.findings.replicas):
                 break
+        self.findings.nagged = self.nagged()
         acked = list(self.ledger.acked)
         self.findings.acked = len(acked)
         known = set(map(id, self.findings.lost))

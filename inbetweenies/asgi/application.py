@@ -29,8 +29,10 @@ from ..limits import Limits, checked_decode, gate
 from ..merge import Policy
 from ..model import SEQ_MAX, Held, Reads, Row, Span, format_time
 from ..ops.incident import Incidents
+from ..ops.notify import UserNotification
 from ..ops.policies import standard
 from ..registry import Registry
+from ..rollout import notices
 from ..rollout.flags import Feature
 from ..rollout.health import MEDIA_TYPE
 from ..rollout.policy import Policy as RolloutPolicy
@@ -104,6 +106,7 @@ def app(
     min_client_version: str | None = None,
     latest_client_version: str | None = None,
     audits: Sequence[Audit] = (),
+    people: UserNotification | None = None,
     incidents: Incidents | None = None,
     rollout_policy: Callable[[], RolloutPolicy] = standard,
     monotonic: Callable[[], float] = time.monotonic,
@@ -129,6 +132,8 @@ def app(
             themselves.
         audits: `DataIntegrityMonitor(store)`, `ShadowComparison(store)` and others. They look as long as lifespan
             events say that this serves; what they find broken takes back what is being rolled out (PROTOCOL 12.8).
+        people: tells people, and those who look after the server, of what is taken back (PROTOCOL 14); by default the
+            people only.
         incidents: where what is known is put aside before a rollout is taken back, such as
             ``Incidents(store, folder)``; without, nothing is.
         rollout_policy: asked for what decides about rollouts (PROTOCOL 12.11): `ops.policies.PolicyFile` for a file.
@@ -158,6 +163,7 @@ def app(
             latest_client_version=latest_client_version,
         ),
         audits=audits,
+        people=people,
         incidents=incidents,
         rollout_policy=rollout_policy,
         monotonic=monotonic,
@@ -183,6 +189,7 @@ class App:
         blocking: bool,
         releases: Releases,
         audits: Sequence[Audit],
+        people: UserNotification | None,
         incidents: Incidents | None,
         rollout_policy: Callable[[], RolloutPolicy],
         monotonic: Callable[[], float],
@@ -202,7 +209,7 @@ class App:
         self._threads: ThreadPoolExecutor | None = None
         self._releases = releases
         self._upkeep = Upkeep(router, self._aside, monotonic)
-        self.watching = Watching(router, audits, monotonic, policy=rollout_policy, incidents=incidents)
+        self.watching = Watching(router, audits, monotonic, people, policy=rollout_policy, incidents=incidents)
         self._told: tuple[Registry | None, Headers] = (None, registry_headers(None))
         self._sockets = Sockets(self)
         self._routes: dict[str, dict[str, Handler]] = {
@@ -217,6 +224,7 @@ class App:
             "/api/v1/sync/ack": {"POST": self._sync},
             "/api/v1/sync/status": {"GET": self._status},
             "/api/v1/sync/conflicts": {"GET": self._conflicts},
+            "/api/v1/sync/notices": {"GET": self._notices},
             "/api/v1/graph/relationships": {"GET": self._relationships},
             "/api/v1/auth/me": {"GET": self._me},
         }
@@ -387,6 +395,15 @@ class App:
 
         return await self._aside(read)
 
+    async def noticed(self, graph: str) -> tuple[int, ...]:
+        """What rises when there is something new to tell the people of a graph (PROTOCOL 14). Raises `StoreError`."""
+        names = (notices.DOCUMENT, notices.proofs_of(graph))
+
+        async def read() -> tuple[int, ...]:
+            return tuple([(await self._store.document(name)).revision for name in names])
+
+        return await self._aside(read)
+
     def hold(self, size: int) -> bool:
         """Count bytes that are held for peers, negative ones that are let go of. Whether there is room for them."""
         self._buffered += size
@@ -542,6 +559,19 @@ class App:
         registry = self._registry(principal.graph)
         newest = None if registry is None else registry.accepted[0]
         return ok({"device_id": device, "server_time": format_time(held.head.stamp), "protocol_version": newest})
+
+    async def _notices(self, call: Call) -> Answer:
+        """PROTOCOL 14.2: for who speaks a wire version that cannot say it, such as after a newer one was taken back."""
+        principal = self.principal(call)
+        asked = parse_qs(call.scope.get("query_string", b"").decode("latin-1"))
+        device, acks = asked.get("device_id", [""])[0], asked.get("ack", [])
+        label, now = notices.label_of(principal.token_id, device), self.router.clock()
+
+        async def exchange() -> bytes:
+            plan = partial(notices.exchange, principal.graph, label, acks, now)
+            return encode({"notices": await carry_out(plan, self._store, principal.graph, write=bool(acks))})
+
+        return Answer(200, await self._work(exchange), (NO_STORE,))
 
     async def _conflicts(self, call: Call) -> Answer:
         """PROTOCOL 6.9: a page of what waits for a person. Empty, as on deployed servers, where no rule leaves anything

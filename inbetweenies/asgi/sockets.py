@@ -154,20 +154,24 @@ class Sockets:
     async def _look(self) -> None:
         """While anybody is connected: see what other processes committed, decided and revoked."""
         heads: dict[str, str] = {}
+        noticed: dict[str, tuple[int, ...]] = {}
         while self._open:
             await asyncio.sleep(LOOK_SECONDS)
             await self.app.learn()
             for graph in list(self._open):
-                await self._look_at(graph, heads)
+                await self._look_at(graph, heads, noticed)
             heads = {graph: head for graph, head in heads.items() if graph in self._open}
+            noticed = {graph: known for graph, known in noticed.items() if graph in self._open}
 
-    async def _look_at(self, graph: str, heads: dict[str, str]) -> None:
+    async def _look_at(self, graph: str, heads: dict[str, str], noticed: dict[str, tuple[int, ...]]) -> None:
         try:
-            head = await self.app.head(graph)
+            head, known = await self.app.head(graph), await self.app.noticed(graph)
             moved = heads.get(graph) != head
-            heads[graph] = head
+            # PROTOCOL 14.2: who was told before the first look is asked once more, if there ever was anything to tell.
+            told = noticed.get(graph, (0,) * len(known)) != known
+            heads[graph], noticed[graph] = head, known
             for connection in tuple(self._open.get(graph, ())):
-                if connection.behind or (moved and not connection.stands_at(head)):
+                if connection.behind or told or (moved and not connection.stands_at(head)):
                     connection.wake.set()
                 if (why := connection.unwelcome()) is not None:
                     # Beside this: whoever does not read keeps nobody else waiting.

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from ..exchange import Reply
 from ..ops.incident import Incidents
+from ..ops.notify import UserNotification
 from ..ops.performance import PerformanceMonitor, Served
 from ..ops.policies import standard
-from ..ops.triggers import ACTOR, EmergencyTriggers
+from ..ops.triggers import ACTOR, Action, EmergencyTriggers
 from ..rollout.cases import Case
 from ..rollout.health import exposition
 from ..rollout.policy import Policy
 from ..rollout.states import Rollout
 from ..router import ProtocolFallback
+from ..stores.keeper import run_now
 
 #: What a refusal is counted as of which nobody knows what it would have become.
 UNKNOWN: Final = "sync"
+TELL_SECONDS: Final = 5.0  # between two looks at what people have to be told
+
+logger = logging.getLogger(__name__)
 
 
 class Audit(Protocol):
@@ -43,6 +49,7 @@ class Watching:
     Args:
         audits: look for ever whether invariants hold, in a thread of their own; what they find takes rollouts back.
         monotonic: seconds.
+        people: tells people of what was taken back; one without channels if not given.
         incidents: where what is known is put aside before a rollout is taken back.
         policy: asked for what decides about rollouts.
     """
@@ -52,6 +59,7 @@ class Watching:
         router: ProtocolFallback,
         audits: Sequence[Audit],
         monotonic: Callable[[], float],
+        people: UserNotification | None = None,
         *,
         policy: Callable[[], Policy] = standard,
         incidents: Incidents | None = None,
@@ -62,10 +70,12 @@ class Watching:
             self.monitor,
             policy=policy,
             breaches=self._breaches,
+            on_action=self._acted,
             before_rollback=None if incidents is None else self._put_aside,
             clock=router.clock,
             monotonic=monotonic,
         )
+        self.people = people or UserNotification(router.store, clock=router.clock)
         self._incidents = incidents
         self._audits = tuple(audits)
         self._thread = _Thread(self._audits)
@@ -74,6 +84,12 @@ class Watching:
         self._router = router
         self._monotonic = monotonic
         self._looking: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+
+    def _acted(self, action: Action) -> None:
+        """Whoever is connected is told within seconds, also if this process dies now: it is durable on return."""
+        if action.what == "roll_back":
+            run_now(self.people.notify_rollback())
 
     def count(self, graph: str, began: float, reply: Reply | None) -> None:
         """Count a sync message of `graph`; `reply` is None if there was none."""
@@ -104,19 +120,30 @@ class Watching:
             self._thread.start()
 
     def keep(self) -> None:
-        """See to it that somebody looks, as long as a rollout decides to whom something is given."""
-        if self._looking is not None and not self._looking.done():  # done: with the event loop that it ran on
-            return
-        if self._router.orders.governing:
+        """See to it that somebody looks, as long as a rollout decides to whom something is given, and tells people once
+        one was taken back, by whomever."""
+        governing = self._router.orders.governing
+        if governing and _idle(self._looking):
             self._looking = asyncio.create_task(self.triggers.monitor())
+        if any(one.state == "rolled_back" for one in governing) and _idle(self._telling):
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(lambda: run_now(self.people.look()))
+            except Exception:
+                logger.exception("people were not told")  # and are at the next look
+            await asyncio.sleep(TELL_SECONDS)
 
     async def close(self) -> None:
         """Look no more."""
-        looking, self._looking = self._looking, None
-        if looking is not None:
-            looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await looking
+        tasks, self._looking, self._telling = (self._looking, self._telling), None, None
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         await asyncio.to_thread(self._thread.stop)
 
     def _put_aside(self, rollout: Rollout, why: str, case: Case | None) -> None:
@@ -130,6 +157,10 @@ class Watching:
         if under_way != self._under_way:
             self._under_way, self._before = under_way, frozenset(found)
         return tuple(line for line in found if line not in self._before)
+
+
+def _idle(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()  # done: with the event loop that it ran on
 
 
 class _Thread:

@@ -134,11 +134,20 @@ class DataIntegrityMonitor:
         Raises:
             StoreError: the store could not, or holds too many such rows.
         """
+        _, report = await self._read(graph)
+        return report
+
+    async def audited(self, graph: str) -> tuple[Audit, Head]:
+        """The audit that has read all of a graph, and the end of its log as it was read. Raises as `report` does."""
+        reading, _ = await self._read(graph)
+        return reading.audit, reading.head
+
+    async def _read(self, graph: str) -> tuple[_Reading, Report]:
         reading = _Reading(self._store, graph)
         while True:
             report = await reading.go_on(_never)
             if report is not None:
-                return report
+                return reading, report
 
     async def _passed(self, check: Check) -> bool:
         return all(_passed(report, check) for report in (await self.reports()).values())
@@ -262,15 +271,21 @@ class _Reading:
         self._graph = graph
         self._rows = ROWS
         self._unreadable = 0
-        self._audit = Audit()
+        self.audit = Audit()
         self._head: Head | None = None
         self._chain: bytes | None = None  # of the row there, whatever the head says
         self._at = 0
 
     @property
+    def head(self) -> Head:
+        """The end of the log that is read; only after some of it was."""
+        assert self._head is not None
+        return self._head
+
+    @property
     def found(self) -> tuple[Violation, ...]:
         """What was found so far."""
-        return self._audit.found
+        return self.audit.found
 
     async def go_on(self, enough: Callable[[], bool]) -> Report | None:
         """Read on in one transaction, some rows at least and then until `enough`; what was found, if that was all.
@@ -282,13 +297,13 @@ class _Reading:
             async with self._store.transaction(self._graph, write=False) as tx:
                 now, head = await self._same(tx)
                 while self._at < head.seq:
-                    self._audit.read(await self._some(tx, head, now))
+                    self.audit.read(await self._some(tx, head, now))
                     if enough():
                         break
         except _Unreadable as unreadable:
             self._skip(unreadable)
             return None
-        return self._audit.report(head) if self._at >= head.seq else None
+        return self.audit.report(head) if self._at >= head.seq else None
 
     async def _same(self, tx: Transaction) -> tuple[Head, Head]:
         """The end of the log now and as the audit began, which begins anew with a log that was rewound meanwhile."""
@@ -296,7 +311,7 @@ class _Reading:
         if begun is not None and await _follows(tx, now, begun, self._chain):
             return now, begun
         self._head, self._chain = now, await _chain(tx, now.seq)
-        self._audit, self._at = Audit(), 0
+        self.audit, self._at = Audit(), 0
         return now, now
 
     async def _some(self, tx: Transaction, head: Head, now: Head) -> list[Row]:

@@ -127,6 +127,11 @@ class Audit:
         return self._seq
 
     @property
+    def digest(self) -> int:
+        """The sum of the hashes of what is current of that, as worked out from the rows (PROTOCOL 4.8)."""
+        return self._digest
+
+    @property
     def found(self) -> tuple[Violation, ...]:
         """What was found so far. More of the log makes none of it right."""
         return tuple(self._violations)

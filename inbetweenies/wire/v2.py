@@ -32,9 +32,11 @@ from ..model import (
     Entity,
     Head,
     Kind,
+    Noticed,
     Outcome,
     Part,
     Plan,
+    Proof,
     Pushes,
     Reads,
     Refused,
@@ -50,15 +52,22 @@ from ..model import (
     parse_time,
 )
 from ..pieces import Told, piece, together
+from ..rollout import notices
 from ..rollout.shadow import Fact, Shown, View, pointer
 from . import Changes, Follow, Negotiation
 
 NAME: Final = "inbetweenies-v2"
-FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE})
+FEATURES: Final = frozenset({"paging", "acks", "digest", "edges", rewind.FEATURE, notices.FEATURE})
+#: Features that only those are told of who name them.
+_ASKED_FOR: Final = frozenset({rewind.FEATURE, notices.FEATURE})
 PATH: Final = "/api/v1/sync/"
 
 #: What a request says that is not said again by the one that goes on from it.
-_OF_ONE_MESSAGE: Final = frozenset("cursor filters request_id witness locate common skip want compare pushes".split())
+_OF_ONE_MESSAGE: Final = frozenset(
+    "cursor filters request_id witness locate common skip want compare pushes notices".split()
+)
+#: PROTOCOL 14.3: of one request, and of one answer: as many as there can be, each with and without a proof.
+_NOTICES_MAX: Final = 2 * notices.NOTICES_MAX
 
 #: A time of ours as JavaScript writes it again, which cuts it to milliseconds.
 _CUT: Final = re.compile(r".*\.[0-9]{3}Z", re.ASCII)
@@ -147,6 +156,7 @@ class Request(Struct, kw_only=True):
     want: tuple[Seq, ...] = ()
     compare: tuple[str, ...] = ()
     pushes: Pushes | None = None
+    notices: Annotated[tuple[Label, ...], Meta(max_length=_NOTICES_MAX)] = ()
 
 
 class StrictRequest(Request, kw_only=True, forbid_unknown_fields=True):
@@ -233,7 +243,18 @@ class Response(Struct, kw_only=True):
     discarded: bool | UnsetType = UNSET
     parts: tuple[Part, ...] | UnsetType = UNSET
     device_forked: bool | UnsetType = UNSET
+    notices: tuple[notices.Told, ...] | UnsetType = UNSET
     negotiation: Negotiation | UnsetType = UNSET
+
+
+class NoticeIn(Struct, kw_only=True):
+    """PROTOCOL 14.2, as a client reads it: its words are its own."""
+
+    id: Label
+    type: Label
+    timestamp: Label
+    duration: Annotated[int, Meta(ge=0, le=SEQ_MAX)] | None = None
+    proof: Proof | None = None
 
 
 class ResponseIn(Struct, kw_only=True):
@@ -260,6 +281,7 @@ class ResponseIn(Struct, kw_only=True):
     discarded: bool = False
     parts: tuple[Part, ...] = ()
     device_forked: bool = False
+    notices: Annotated[tuple[NoticeIn, ...], Meta(max_length=_NOTICES_MAX)] = ()
 
 
 class _Ended(Struct, kw_only=True):
@@ -273,6 +295,7 @@ class _Ended(Struct, kw_only=True):
     features: tuple[str, ...] = ()
     listing: Raw | UnsetType = UNSET
     parts: Raw | UnsetType = UNSET
+    notices: Raw | UnsetType = UNSET
 
 
 class EntityOut(Struct, kw_only=True):
@@ -502,6 +525,12 @@ def _out(told: Iterable[Told]) -> list[ChangeOut]:
     ]
 
 
+def _noticed(notice: NoticeIn) -> Noticed:
+    """PROTOCOL 14.2. When it was is for people, so that what is no time does no harm."""
+    at = parse_time(notice.timestamp) or 0
+    return Noticed(id=notice.id, kind=notice.type, at=at, duration_s=notice.duration, proof=notice.proof)
+
+
 class V2:
     """The wire version object that the router and the exchange work with."""
 
@@ -521,8 +550,10 @@ class V2:
         return bool(message.changes)
 
     def up(self, message: Request, context: Context, limits: Limits) -> Plan[SyncRequest]:
-        """PROTOCOL 9.1: a request says all by itself; nothing needs to be read."""
-        yield from ()
+        """PROTOCOL 9.1: a request says all by itself; only for what it acknowledges of notices something is read."""
+        if message.notices and notices.FEATURE in message.features:
+            device = notices.label_of(context.token, message.device_id)
+            yield from notices.noting(device, message.notices, context.now)
         features = frozenset(message.features)
         cursor, after = _cursor(message.cursor, bool(features))
         filters = message.filters or Filters()
@@ -566,6 +597,10 @@ class V2:
         applied, edges = _settled(acks, response, "entity"), _settled(acks, response, "edge")
         digest = None if modern else (yield from _state_digest(response))
         located = response.located
+        told: tuple[notices.Told, ...] = ()
+        if notices.FEATURE in message.features:
+            device = notices.label_of(context.token, message.device_id)
+            told = yield from notices.telling(context.graph, device, context.now, head=response.head)
         answer = _encode(
             Response(
                 protocol_version=NAME,
@@ -589,7 +624,7 @@ class V2:
                 resync=response.resync if modern else UNSET,
                 digest=response.head.digest_hex if modern else UNSET,
                 head=str(response.head.cursor) if modern and response.more else UNSET,
-                features=sorted(FEATURES if watched else FEATURES - {rewind.FEATURE}) if modern else UNSET,
+                features=sorted(FEATURES - (_ASKED_FOR - frozenset(message.features))) if modern else UNSET,
                 request_id=message.request_id if watched and message.request_id is not None else UNSET,
                 taken=b"".join(response.taken.values()) or UNSET,
                 common=UNSET if located is None else None if located.common is None else str(located.common),
@@ -597,6 +632,7 @@ class V2:
                 discarded=UNSET if located is None or not located.discarded else True,
                 parts=UNSET if response.parts is None else response.parts,
                 device_forked=response.device_forked or UNSET,
+                notices=told or UNSET,
                 negotiation=negotiation,
             )
         )
@@ -604,8 +640,8 @@ class V2:
         unread = response.unread
         after = None if unread is None else unread.after
         while unread is not None and after is not None:
-            told, after = yield from piece(response, unread, after, limits)
-            changes.add(_out(told))
+            some, after = yield from piece(response, unread, after, limits)
+            changes.add(_out(some))
             yield changes.take()
         changes.add(_out(together(response.rows, response.carriers)))
         return changes.end()
@@ -627,7 +663,7 @@ class V2:
         return Follow(
             request=_encode({**request, "sync_type": "delta", "changes": []}),
             after=told.cursor,
-            news=bool(told.changes),
+            news=bool(told.changes) or told.notices is not UNSET,
             more=told.more,
         )
 
@@ -635,7 +671,7 @@ class V2:
 
     def everything(self) -> bytes:
         """See `inbetweenies.rollout.shadow.Shadowed`. A peer with features is told edges whose entity is gone, too."""
-        return self.ask(Ask(device="shadow", user="shadow", full=True, features=FEATURES - {"paging", rewind.FEATURE}))
+        return self.ask(Ask(device="shadow", user="shadow", full=True, features=FEATURES - {"paging"} - _ASKED_FOR))
 
     def shown(self, answer: bytes) -> Iterator[Shown]:
         """See `inbetweenies.rollout.shadow.Shadowed`."""
@@ -690,7 +726,7 @@ class V2:
             message["supported_versions"] = ask.offer
         if ask.request is not None:
             message["request_id"] = ask.request
-        for name in ("witness", "locate", "common", "skip", "want", "compare", "pushes"):
+        for name in ("witness", "locate", "common", "skip", "want", "compare", "pushes", "notices"):
             value = getattr(ask, name)
             if value is not None and value != ():
                 message[name] = value
@@ -735,6 +771,7 @@ class V2:
             discarded=answer.discarded,
             parts=answer.parts,
             device_forked=answer.device_forked,
+            notices=tuple([_noticed(notice) for notice in answer.notices]),
         )
 
 

@@ -53,7 +53,7 @@ def test_a_first_message_asks_for_everything() -> None:
     ask, sent = replica.compose(STATE, ())
 
     assert (True, None, None, ()) == (ask.full, ask.cursor, ask.since, sent)
-    assert replica.FEATURES == ask.features
+    assert replica.FEATURES | {replica.NOTICES} == ask.features
 
 
 def test_edges_go_with_the_entity_they_start_from_and_alone_without_it() -> None:

@@ -25,10 +25,12 @@ from tests.drill.test_drill import (
     IN_EFFECT,
     INFORMED,
     LOST,
+    NAGGED,
     REACHED,
     REPLICAS,
     RESTORED,
     ROOT,
+    TOLD,
     Patch,
     failed,
     ignore_fences,
@@ -51,6 +53,8 @@ from tests.drill.test_drill import (
         (("mute",), {}, {INFORMED}),
         (("forgetful",), {}, {BACK, REPLICAS}),
         (("wrong",), {}, {REPLICAS}),
+        (("silent",), {}, {TOLD}),
+        (("chatty",), {}, {NAGGED}),
     ],
 )
 def test_a_bug_in_a_server_is_found_on_the_right_line(

@@ -25,6 +25,7 @@ from inbetweenies.asgi.discovery import registry_headers
 from inbetweenies.exchange import Reply
 from inbetweenies.model import Context, Entity
 from inbetweenies.ops import triggers
+from inbetweenies.rollout import notices
 from inbetweenies.rollout.orders import Orders
 from inbetweenies.stores import MemoryStore
 from inbetweenies.wire.v1 import lens
@@ -134,8 +135,18 @@ def wrong() -> None:
     around(lambda *_: None, lambda body: digest.sub(b'"digest":"' + b"7" * 64 + b'"', body))
 
 
+def silent() -> None:
+    """Nobody is told what was taken back."""
+    put(notices, "_concerning", lambda *_: [])
+
+
+def chatty() -> None:
+    """Everybody is."""
+    put(notices.Notice, "concerns", lambda *_: True)
+
+
 PLANTS: Final[dict[str, Callable[[], None]]] = {
-    one.__name__: one for one in (drop, shred, slow, burst, stuck, deaf, mute, forgetful, wrong)
+    one.__name__: one for one in (drop, shred, slow, burst, stuck, deaf, mute, forgetful, wrong, silent, chatty)
 }
 
 

@@ -50,6 +50,8 @@ BY_COMMAND: Final = "rolled back by command"
 IN_EFFECT: Final = "rollback in effect in every process"
 INFORMED: Final = "everybody informed"
 DOWNTIME: Final = "downtime"
+TOLD: Final = "everybody concerned told of a rollback"
+NAGGED: Final = "told twice, or without being concerned"
 
 
 def settings(*plants: str, **others: Any) -> Settings:
@@ -209,7 +211,7 @@ def test_a_drill_that_found_nothing_out_has_failed(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert {LOST, FAILED, FORGOTTEN, DOWNTIME} == {one.name for one in lines if one.decides} - failed(lines)
     assert "FAIL rolled back by itself never <= 900 s" in [" ".join(line.split()) for line in out.splitlines()]
-    assert "4 of 14 passed: this drill FAILED." in out
+    assert "4 of 17 passed: this drill FAILED." in out
 
 
 def test_a_drill_that_is_stopped_leaves_neither_files_nor_processes(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ def move(rollouts: Rollouts, subject: str, event: Event) -> Rollouts:
     return rollouts.moved(subject, event, fence=rollouts.of(subject).fence, cause=WHY)
 
 
+def taken_back(rollouts: Rollouts, subject: str, at: int) -> Rollouts:
+    """The same with the rollout of `subject` taken back at that moment."""
+    fence = rollouts.of(subject).fence
+    return rollouts.moved(subject, "roll_back", fence=fence, cause=Cause(actor="ada", reason="a test", at=at))
+
+
 def keep(store: Store, rollouts: Rollouts) -> None:
     """What another process would do: `rollouts` is what the store says from now on."""
     known = run(store.document(DOCUMENT))

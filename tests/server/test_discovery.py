@@ -75,7 +75,7 @@ async def test_discovery_needs_no_token_and_tells_all_there_is(path: str) -> Non
                 "docs": "https://example.org/v1",
             },
         ],
-        "features": ["acks", "digest", "edges", "paging", "witness"],
+        "features": ["acks", "digest", "edges", "notices", "paging", "witness"],
         "experimental": {},
         "limits": {
             "max_body_bytes": Limits().body_bytes_max,
