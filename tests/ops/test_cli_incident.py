@@ -386,3 +386,28 @@ def test_status_tells_of_the_logs_when_the_rollouts_cannot_be_read(db: Path, cap
     assert "the rollouts cannot be read: expected the rollouts in the store" in text
     assert text.startswith("graph")
     assert Document() != in_store(db, lambda store: run_now(store.document(states.DOCUMENT)))
+
+
+def test_what_an_incident_lacks_is_shown(db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away() -> None:
+        raise OSError("no platform")
+
+    monkeypatch.setattr(module, "versions", away)
+    name = rolled_back(db, capsys)
+
+    assert "lacking   versions.json: OSError: no platform" in said(capsys, "incident", "show", name, "--db", db)
+
+
+def test_reconcile_tells_what_is_shown_in_part_and_how_much_more_is_unexplained(
+    db: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(store: SqliteStore) -> None:
+        content = {"is_primary": True, "only_v2_says": 1}
+        Server(store).push(entity("h", at(0), content, entity_type="home"))
+
+    in_store(db, work)
+    assert "not shown   by inbetweenies-v1" in said(capsys, "reconcile", "--db", db)
+    monkeypatch.setattr("inbetweenies.rollout.reconcile.TOLD_MAX", 0)
+    with closing(sqlite3.connect(db)) as connection, connection:
+        connection.execute("UPDATE log SET until = seq WHERE id = 'e2'")
+    assert "and 1 more" in said(capsys, "reconcile", "--db", db, code=1)
