@@ -324,7 +324,8 @@ class Ledger:
         """What a pushed row is compared against: of the rows that it descends from and that no other of them follows,
         the newest, on which all is decided."""
         versions = self.ancestors(pushed.id, pushed.entity().parent_versions)
-        rows = [row for row in self.of_id["entity", pushed.id] if row.version in versions]
+        # Deployed clients give two edits in a millisecond one version, and then a row names itself.
+        rows = [row for row in self.of_id["entity", pushed.id] if row.version in versions and row is not pushed]
         followed = {parent for row in rows for parent in row.entity().parent_versions if parent != row.version}
         ends = [row for row in rows if row.version not in followed] or rows
         return ends[-1] if ends else None

@@ -144,6 +144,7 @@ ONCE_BROKEN = {
     "a tombstone on top of rows that come back aside": (52000744, "large"),
     "what was asked for by name beside a page": (100033491, "small"),
     "a record made again in a home that is gone": (52001247, "large"),
+    "a merge of a row that names itself": (52003165, "large"),
     "what v1 was shown as a place before a restore": (52000081, "large"),
 }
 
