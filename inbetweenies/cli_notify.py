@@ -18,7 +18,7 @@ from .cli_versions import actor_option, db_option, json_option, opened, table
 from .errors import LocalProtocolError
 from .model import format_time
 from .rollout.notices import message
-from .show_rollout import UNITS
+from .rollout.report import UNITS
 
 if TYPE_CHECKING:
     from .ops.channels import Result
