@@ -632,6 +632,8 @@ class LocalStore(Recovery):
             )
             self._db.execute("UPDATE pointers SET before = NULL, round = ? WHERE before NOTNULL", (state.round,))
             self.requeue(seen.values(), [copy for whole, copy in quiet.items() if whole not in seen])
+            # What was made of a record and is told in rows otherwise stands for nothing any more.
+            self._db.execute("DELETE FROM pointers WHERE ours IS NULL AND theirs IS NULL")
             digest = state.digest
             for _, _, hash_, _ in gone:
                 digest = digest_change(digest, gone=hash_)

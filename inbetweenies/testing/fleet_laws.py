@@ -62,7 +62,9 @@ def pushed_by(body: Body) -> Pushed:
     if body.get("protocol_version") != "inbetweenies-v2":
         return Pushed(records=tuple(change for change in changes if "client_sync_id" in change))
     v2, limits = codec("inbetweenies-v2"), Limits()
-    plan = v2.up(v2.decode(_encode(body), limits=limits), Context(), limits)
+    # Which notices were shown is no part of what is pushed, and the one thing that is looked up.
+    said = {key: value for key, value in body.items() if key != "notices"}
+    plan = v2.up(v2.decode(_encode(said), limits=limits), Context(), limits)
     try:
         next(plan)
     except StopIteration as stop:

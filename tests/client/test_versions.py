@@ -230,6 +230,8 @@ async def test_what_was_made_of_records_is_no_row_that_is_given_back(home: Home)
     history = home.held(Reads(history=tuple(lamp.id for lamp in lamps))).history
     assert {"bob", "eve"} == {row.user_id for rows in history.values() for row in rows}
     assert [] == await ann.links()
+    assert ann._store is not None
+    assert [] == ann._store._all("SELECT id FROM pointers WHERE ours IS NULL AND theirs IS NULL")
     assert [{"secret": number} for number in range(11)] == [
         json.loads(bytes(found.content)) for lamp in lamps if (found := await ann.get(lamp.id)) is not None
     ]
