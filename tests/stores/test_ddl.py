@@ -203,9 +203,14 @@ def test_a_driver_that_cannot_take_a_table_back_is_refused(tmp_path: Path, drive
         assert set() == names(db)
 
 
-@pytest.mark.skipif(not hasattr(sqlite3, "LEGACY_TRANSACTION_CONTROL"), reason="Python 3.12 has autocommit")
+class AlwaysBegins(sqlite3.Connection):
+    """Says of itself what one of Python 3.12 does that always has a transaction open."""
+
+    autocommit = False
+
+
 def test_a_mode_that_always_has_a_transaction_is_refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "home.db", autocommit=False)) as db:  # type: ignore[call-overload]
+    with closing(sqlite3.connect(tmp_path / "home.db", factory=AlwaysBegins)) as db:
         with pytest.raises(LocalProtocolError, match="autocommit=False"), migration_transaction(db):
             raise AssertionError
 
