@@ -495,3 +495,9 @@ def test_a_check_that_is_left_out_is_caught(name: str, monkeypatch: pytest.Monke
         )
     ]
     assert 0 in counts
+
+
+def test_an_edge_that_comes_without_its_entity_is_shown_alone() -> None:
+    answer = {"changes": [{"change_type": "update", "entity": None, "relationships": [{"id": "e"}]}]}
+    [shown] = NEWER.shown(msgspec.json.encode(answer))
+    assert ("edge", "e") == (shown.kind, shown.id)
