@@ -328,7 +328,8 @@ def _told(one: Reconciled) -> dict[str, Any]:
 def _lines(one: Reconciled) -> Iterator[str]:
     accounts = one.accounts
     fates = accounts.fates
-    yield f"{one.graph}: {fates.total():,} rows, from {accounts.after + 1:,} to {accounts.head.seq:,}"
+    where = f", from {accounts.after + 1:,} to {accounts.head.seq:,}" if fates else ""
+    yield f"{one.graph}: {fates.total():,} rows{where}"
     for label, fate in (
         ("served", "served"),
         ("deleted", "tombstone"),
