@@ -10,9 +10,6 @@ import httpx
 
 from .ledger import Ledger, Request
 
-#: Connections are closed before a server would, so that none is closed while a request is on its way.
-KEEPALIVE_S = 2.0
-
 
 class Balancer(httpx.AsyncBaseTransport):
     """Takes the requests of one client to the processes at `urls`, in turns."""
@@ -25,7 +22,8 @@ class Balancer(httpx.AsyncBaseTransport):
         self._inner = httpx.AsyncHTTPTransport(
             trust_env=False,
             verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # nothing here is TLS, and certificates take time to read
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_S),
+            # One that is kept would be closed by its server while this process is busy with a large answer.
+            limits=httpx.Limits(max_keepalive_connections=0),
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
