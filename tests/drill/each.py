@@ -9,11 +9,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from blowing_off import drill
+from inbetweenies.ops import rollouts
+from inbetweenies.ops.backup import backup
+from inbetweenies.ops.manifest import encoded, manifest_of, read
+from inbetweenies.rollout import states
 from tests.drill.test_drill import (
     ADVANCES,
     BACK,
@@ -33,12 +39,43 @@ from tests.drill.test_drill import (
     TOLD,
     Patch,
     failed,
-    ignore_fences,
     keep_what_is_there,
-    lie,
     settings,
-    take_nothing_back,
 )
+
+# --- bugs in whoever runs the servers -----------------------------------------------------------------------------
+
+
+def lie(patch: Patch) -> None:
+    """The manifest of a backup says something else than the backup."""
+
+    def lying(db: Path, target: Path) -> None:
+        backup(db, target)
+        manifest = read(manifest_of(target))
+        marks = tuple(replace(mark, digest="0" * 64) for mark in manifest.graphs)
+        manifest_of(target).write_bytes(encoded(replace(manifest, graphs=marks)))
+
+    patch.setattr("blowing_off.drill.phases.backup", lying)
+
+
+def ignore_fences(patch: Patch) -> None:
+    """Whoever moves a rollout does, whatever it has become meanwhile."""
+    patch.setattr(states, "_check_fence", lambda *_: None)
+
+
+def take_nothing_back(patch: Patch) -> None:
+    """A rollback by command does nothing."""
+    undone = rollouts.RolloutControl.rollback
+
+    def idle(self: rollouts.RolloutControl, subject: str, **_: Any) -> rollouts.Done:
+        rollout = self.rollouts().of(subject)
+        # What was not taken back by itself is, so that there is a second rollout.
+        return undone(self, subject) if rollout.serial == 1 else rollouts.Done(before=rollout, after=rollout)
+
+    patch.setattr(rollouts.RolloutControl, "rollback", idle)
+
+
+# --- drills -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

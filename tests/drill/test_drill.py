@@ -26,11 +26,7 @@ from blowing_off.drill.showing import document, show
 from inbetweenies import cli
 from inbetweenies.errors import StoreError
 from inbetweenies.model import Change, SyncRequest
-from inbetweenies.ops import rollouts
-from inbetweenies.ops.backup import backup
 from inbetweenies.ops.checklist import drill_in, kept_drill
-from inbetweenies.ops.manifest import encoded, manifest_of, read
-from inbetweenies.rollout import states
 from inbetweenies.stores import SqliteStore
 from tests.support import Server, at, entity, run
 
@@ -72,38 +68,9 @@ def failed(lines: list[Criterion]) -> set[str]:
 Patch = pytest.MonkeyPatch
 
 
-def lie(patch: Patch) -> None:
-    """The manifest of a backup says something else than the backup."""
-
-    def lying(db: Path, target: Path) -> None:
-        backup(db, target)
-        manifest = read(manifest_of(target))
-        marks = tuple(replace(mark, digest="0" * 64) for mark in manifest.graphs)
-        manifest_of(target).write_bytes(encoded(replace(manifest, graphs=marks)))
-
-    patch.setattr("blowing_off.drill.phases.backup", lying)
-
-
 def keep_what_is_there(patch: Patch) -> None:
     """A restore that says it was done."""
     patch.setattr("blowing_off.drill.phases.restore", lambda *_: None)
-
-
-def ignore_fences(patch: Patch) -> None:
-    """Whoever moves a rollout does, whatever it has become meanwhile."""
-    patch.setattr(states, "_check_fence", lambda *_: None)
-
-
-def take_nothing_back(patch: Patch) -> None:
-    """A rollback by command does nothing."""
-    undone = rollouts.RolloutControl.rollback
-
-    def idle(self: rollouts.RolloutControl, subject: str, **_: Any) -> rollouts.Done:
-        rollout = self.rollouts().of(subject)
-        # What was not taken back by itself is, so that there is a second rollout.
-        return undone(self, subject) if rollout.serial == 1 else rollouts.Done(before=rollout, after=rollout)
-
-    patch.setattr(rollouts.RolloutControl, "rollback", idle)
 
 
 # --- drills -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-#: Where two databases are that deployed servers have written, beside the project.
-REAL: Final = Path(__file__).parents[3] / "shared" / "data" / "deployed"
+import pytest
+
+from tests.conftest import SHARED
+
+#: Where two databases are that deployed servers have written; `real` marks the tests that need them.
+REAL: Final = SHARED / "deployed"
+real: Final = pytest.mark.usefixtures("shared_data")
 
 HOMEKIT: Final = """
 CREATE TABLE homes (id VARCHAR(36) NOT NULL, name VARCHAR(255) NOT NULL, is_primary BOOLEAN NOT NULL, created_at

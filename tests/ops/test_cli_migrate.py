@@ -26,11 +26,10 @@ from blowing_off.demo.server import Server
 from inbetweenies import cli
 from inbetweenies.auth import SqliteTokens
 from inbetweenies.model import make_version
-from tests.ops.deployed import GRAPH, HOMEKIT, PLAIN, REAL, made, put
+from tests.ops.deployed import GRAPH, HOMEKIT, PLAIN, REAL, made, put, real
 from tests.server.calls import ROOT, environment
 
 Capture = pytest.CaptureFixture[str]
-real = pytest.mark.skipif(not REAL.exists(), reason=f"no databases of deployed servers at {REAL}")
 HOME = [(table, PLAIN[table]) for table in ("homes", "rooms", "accessories", "users", "accessory_rooms", "services")]
 
 

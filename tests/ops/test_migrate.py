@@ -24,11 +24,10 @@ from inbetweenies.ops.integrity import DataIntegrityMonitor
 from inbetweenies.ops.migrate import DOCUMENT, Report, entries_in, migrate, undo
 from inbetweenies.ops.source import opened
 from inbetweenies.store import Store
-from tests.ops.deployed import GRAPH, HOMEKIT, LATER, PLAIN, REAL, WHEN, made, put
+from tests.ops.deployed import GRAPH, HOMEKIT, LATER, PLAIN, REAL, WHEN, made, put, real
 from tests.support import Server, edge, entity, run
 
 NOW = 1_796_000_000_000_000  # days after the rows that deployed servers have written
-real = pytest.mark.skipif(not REAL.exists(), reason=f"no databases of deployed servers at {REAL}")
 
 
 class Site:
