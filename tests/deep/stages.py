@@ -58,7 +58,7 @@ STAGES: Final = {
     ),
     "mutants": Stage(
         "every planted bug, for at most {count} histories each",
-        1_000,
+        2_000,
         command=("-m", "tests.fleet.mutants", "--runs", "{count}"),
     ),
     "fuzz": Stage(
