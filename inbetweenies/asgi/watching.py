@@ -69,7 +69,8 @@ class Watching:
             router.store,
             self.monitor,
             policy=policy,
-            breaches=self._breaches,
+            breaches=lambda: tuple(line for audit in audits for line in audit.breaches()),
+            since_begun=True,
             on_action=self._acted,
             before_rollback=None if incidents is None else self._put_aside,
             clock=router.clock,
@@ -77,10 +78,7 @@ class Watching:
         )
         self.people = people or UserNotification(router.store, clock=router.clock)
         self._incidents = incidents
-        self._audits = tuple(audits)
-        self._thread = _Thread(self._audits)
-        self._under_way: frozenset[str] = frozenset()
-        self._before: frozenset[str] = frozenset()  # what was broken when these began
+        self._thread = _Thread(audits)
         self._router = router
         self._monotonic = monotonic
         self._looking: asyncio.Task[None] | None = None
@@ -116,8 +114,7 @@ class Watching:
 
     def start(self) -> None:
         """The application begins to serve."""
-        if self._audits:
-            self._thread.start()
+        self._thread.start()
 
     def keep(self) -> None:
         """See to it that somebody looks, as long as a rollout decides to whom something is given, and tells people once
@@ -150,14 +147,6 @@ class Watching:
         assert self._incidents is not None
         self._incidents.capture(rollout.id, actor=ACTOR, why=why, metrics=self.exposition, case=case)
 
-    def _breaches(self) -> tuple[str, ...]:
-        """What is broken since the newest rollout began: what was so before is none of its doing."""
-        found = tuple(line for audit in self._audits for line in audit.breaches())
-        under_way = frozenset(one.id for one in self._router.orders.rollouts.rollouts.values())
-        if under_way != self._under_way:
-            self._under_way, self._before = under_way, frozenset(found)
-        return tuple(line for line in found if line not in self._before)
-
 
 def _idle(task: asyncio.Task[None] | None) -> bool:
     return task is None or task.done()  # done: with the event loop that it ran on
@@ -174,6 +163,8 @@ class _Thread:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        if not self._audits:
+            return
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(self._monitor())
         self._thread = threading.Thread(target=self._run, name="inbetweenies-audit", daemon=True)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
@@ -91,6 +91,7 @@ class EmergencyTriggers:
         tolerance: what may be worse; that of `monitor` if not given.
         policy: asked at each look for the policy in force; that of `policies.standard` if not given.
         breaches: invariants that are broken, in words, found since it was last asked or still there.
+        since_begun: whether a rollout is blamed only for what was not broken yet when it was first looked at.
         features: those that there are; what else is rolled out is a wire version.
         installed: the names of the wire versions that are installed; without them, those found here.
         on_action: told of each action after it was done. What it raises is logged.
@@ -114,6 +115,7 @@ class EmergencyTriggers:
         tolerance: Tolerance | None = None,
         policy: Callable[[], Policy] = standard,
         breaches: Callable[[], tuple[str, ...]] = tuple,
+        since_begun: bool = False,
         features: Catalogue = FEATURES,
         installed: tuple[str, ...] | None = None,
         on_action: Callable[[Action], None] | None = None,
@@ -128,6 +130,7 @@ class EmergencyTriggers:
         self._tolerance = tolerance
         self._policy = policy
         self._breaches = breaches
+        self._since_begun = since_begun
         self._features = features
         self._installed = installed
         self._on_action = on_action
@@ -139,6 +142,7 @@ class EmergencyTriggers:
         self._wait = wait
         self._looking = threading.Lock()
         self._untold: tuple[str, ...] = ()  # breaches that were found while the store was away
+        self._before: Mapping[str, frozenset[str]] = {}  # breaches that are no fault of a rollout, by its id
         self._unrecorded: tuple[tuple[Line, ...], Policy] | None = None
         self._blind = 0  # looks in a row at which something could not be told, or not be kept
         self.last: dict[str, Judged] = {}
@@ -202,9 +206,10 @@ class EmergencyTriggers:
         rollouts = rollouts_in(run_now(self._store.document(states.DOCUMENT)))
         watches = watches_in(run_now(self._store.document(triggers.DOCUMENT)))
         now, failed = self._clock(), list[Exception]()
-        for rollout in rollouts.rollouts.values():
-            if not _may_harm(rollout, watches.of(rollout), now):
-                continue
+        harmful = [one for one in rollouts.rollouts.values() if _may_harm(one, watches.of(one), now)]
+        if self._since_begun:
+            self._before = triggers.standing(self._before, self._untold, [one.id for one in harmful])
+        for rollout in harmful:
             try:
                 self._look_at(rollout, blind=blind >= self._thresholds.silent, done=done)
             except Exception as error:
@@ -225,6 +230,10 @@ class EmergencyTriggers:
             logger.exception("nobody said which invariants are broken")
             return False
         return True
+
+    def _broken_by(self, rollout: Rollout) -> tuple[str, ...]:
+        before = self._before.get(rollout.id, frozenset())
+        return tuple(one for one in self._untold if one not in before)
 
     def _look_at(self, rollout: Rollout, *, blind: bool, done: list[Action]) -> None:
         signals = self._signals(rollout)
@@ -304,10 +313,11 @@ class EmergencyTriggers:
     def _told(self, rollout: Rollout, signals: Signals | None, policy: Policy) -> Signals | None:
         """What this process saw, with what is known besides."""
         advised = policy.advised.get(rollout.subject)
-        if self._untold or advised is not None:
+        broken = self._broken_by(rollout)
+        if broken or advised is not None:
             signals = replace(
                 signals or Signals(),
-                breaches=tuple(_printable(one) for one in self._untold[:BREACHES_MAX]),
+                breaches=tuple(_printable(one) for one in broken[:BREACHES_MAX]),
                 advised=() if advised is None else (advised,),
             )
         if signals is None or policy.min_safe_version is None or rollout.subject in self._features:
@@ -319,7 +329,7 @@ class EmergencyTriggers:
 
     def _keep_evidence(self, rollout: Rollout) -> None:
         evidence = self._monitor.evidence(rollout, tolerance=self._tolerance)
-        told = evidence + Evidence(fence=rollout.fence, breaches=len(self._untold))
+        told = evidence + Evidence(fence=rollout.fence, breaches=len(self._broken_by(rollout)))
         if told == Evidence(fence=rollout.fence):
             return
         try:

@@ -9,7 +9,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -302,6 +302,15 @@ def _worrying(watch: Watch, signals: Signals | None, thresholds: Thresholds) -> 
 def _climbed(watch: Watch, rungs: tuple[Rung, ...], why: tuple[str, ...], now: int) -> Watch:
     log = tuple(Climb(rung=rung, at=now, why="; ".join(why)) for rung in rungs)
     return replace(watch, rung=rungs[-1], log=(*watch.log, *log)[-LOG_MAX:])
+
+
+def standing(
+    before: Mapping[str, frozenset[str]], broken: Iterable[str], rollouts: Iterable[str]
+) -> dict[str, frozenset[str]]:
+    """What was broken already when each of these rollouts, by their ids, was first looked at, and is none of its doing;
+    `before` is what this was at the look before, `broken` what is broken now."""
+    now = frozenset(broken)
+    return {one: before.get(one, now) for one in rollouts}
 
 
 def due(watch: Watch, rollout: Rollout) -> Event | None:

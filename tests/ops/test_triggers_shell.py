@@ -402,6 +402,21 @@ def test_what_is_broken_later_is_somebody_elses_doing() -> None:
     assert [] == process.look()
 
 
+def test_each_rollout_answers_for_what_broke_since_it_began() -> None:
+    broken: list[str] = ["what was broken before"]
+    store, process = watched(ramping("graph_operations"), breaches=lambda: tuple(broken), since_begun=True)
+    assert [] == process.look()
+    broken.append("a write was lost")
+    put(store, of(store, "graph_operations"), ramping())
+
+    # The next one begins before anybody has looked again: the first one is taken back nevertheless, and it alone.
+    assert [["roll_back"], ["switch"], ["repair"]] == [process.look() for _ in range(3)]
+    assert ("rolled_back", "ramp") == (of(store, "graph_operations").state, of(store).state)
+    broken.append("another write was lost")
+    assert "roll_back" in process.look()
+    assert "rolled_back" == of(store).state
+
+
 # --- whatever happens ---------------------------------------------------------------------------------------------
 
 
