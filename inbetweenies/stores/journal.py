@@ -191,6 +191,7 @@ class Journal:
         self._sync = sync
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._number = 0  # of its segment
         self._doubtful = False
 
     # --- writing
@@ -201,10 +202,13 @@ class Journal:
         Raises:
             StoreFull, StoreError: they are not, or it is not known.
         """
+        data = b"".join([framed(_encode(record)) for record in records])
         with self._lock, self._border("write to"):
             try:
-                descriptor = self._current(opening)
-                self._write(descriptor, b"".join([framed(_encode(record)) for record in records]))
+                self._write(descriptor := self._current(opening), data)
+                while not self._is_newest(descriptor):
+                    self.close()
+                    self._write(descriptor := self._current(opening), data)
                 if durable:
                     self._sync(descriptor)
             except OSError:
@@ -233,8 +237,10 @@ class Journal:
         number = int(found[-1].stem) if found else 0
         if not found or self._doubtful or found[-1].stat().st_size >= self._segment_bytes:
             number += 1
-        path = self.folder / f"{number:08d}{SUFFIX}"
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        self._number = number
+        descriptor = os.open(
+            self._path(number), os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600
+        )
         self._descriptor = descriptor
         if os.fstat(descriptor).st_size == 0:
             self._write(descriptor, framed(_encode(opening())))
@@ -243,6 +249,14 @@ class Journal:
             self.prune()
         self._doubtful = False
         return descriptor
+
+    def _is_newest(self, descriptor: int) -> bool:
+        """Whether nobody has begun the next segment, which is what a start looks at first. Looked at after a write:
+        whoever begins one later finds in the database, and says at its beginning, what was committed before that."""
+        return os.fstat(descriptor).st_nlink > 0 and not self._path(self._number + 1).exists()
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}{SUFFIX}"
 
     def _sync_folder(self) -> None:
         """Or the file itself may be gone after a power cut."""
@@ -266,13 +280,15 @@ class Journal:
             self._descriptor = None
 
     def prune(self) -> None:
-        """Remove the oldest segments while there are too many bytes of them, or they are too old."""
+        """Remove the oldest segments while there are too many bytes of them, or they are too old; never one amid those
+        that stay."""
         segments = self.segments()
         sizes = [path.stat().st_size for path in segments]
         oldest = time.time() - self._days_max * 86_400
         for index, path in enumerate(segments[:-1]):
-            if sum(sizes[index:]) > self._bytes_max or path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+            if sum(sizes[index:]) <= self._bytes_max and path.stat().st_mtime >= oldest:
+                break
+            path.unlink(missing_ok=True)
 
     # --- reading
 
@@ -322,10 +338,25 @@ class Journal:
 
 
 def ends(segments: Iterable[Segment]) -> Mapping[str, tuple[str, Cursor]]:
-    """Birth and end of every graph that these segments know of."""
+    """Birth and end of every graph that these segments know of.
+
+    Of two processes the one that committed first may be the one that is noted last. Within an epoch a log only grows,
+    unless what is gone of it is to be had from here.
+    """
     known: dict[str, tuple[str, Cursor]] = {}
     for segment in segments:
-        known.update(segment.opening.heads if segment.opening is not None else {})
+        heads = {} if segment.opening is None else segment.opening.heads
+        for graph, (birth, end) in heads.items():
+            _further(known, graph, birth, end)
         for record in segment.records:
-            known[record.graph] = (record.birth, record.after if isinstance(record, Commit) else record.at)
+            if isinstance(record, Discard):
+                known[record.graph] = (record.birth, record.at)
+            else:
+                _further(known, record.graph, record.birth, record.after)
     return known
+
+
+def _further(known: dict[str, tuple[str, Cursor]], graph: str, birth: str, end: Cursor) -> None:
+    before = known.get(graph)
+    if before is None or (before[0], before[1].epoch) != (birth, end.epoch) or before[1].seq <= end.seq:
+        known[graph] = (birth, end)

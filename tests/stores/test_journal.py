@@ -677,6 +677,55 @@ def test_a_full_segment_is_left_by_all_who_write_to_it(site: Site) -> None:
     assert 12 == len(names(site.held()))
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_who_still_writes_to_an_older_segment_goes_on_in_the_newest(site: Site, pruned: bool) -> None:
+    disk = Disk()
+    one, other = site.open(journal=Journal(f"{site.path}.journal", sync=disk)), site.open()
+    for store in (one, other):
+        run(commit(store, "g", entity(f"e{store is one}")))
+    disk.error = OSError(5, "broken")
+    with pytest.raises(StoreError):
+        run(commit(one, "g", entity("doubtful")))
+    disk.error = None
+    run(commit(one, "g", entity("next")))
+    with closing(sqlite3.connect(site.path)) as source, closing(sqlite3.connect(f"{site.path}-kept")) as target:
+        source.backup(target)
+    if pruned:
+        site.journal.segments()[0].unlink()
+    for number in range(3):
+        run(commit(other, "g", entity(f"other{number}")))
+    site.set_back(Path(f"{site.path}-kept"))
+
+    assert {"other0", "other1", "other2"} < names(site.held())
+
+
+def test_the_last_commit_is_found_whichever_of_two_processes_notes_its_own_first(site: Site) -> None:
+    site.write("e1")
+    early = site.write("e2")
+    backup = site.backup()
+    late = site.write("e3")
+    (path,) = site.journal.segments()
+    opening, *others, second, third = unframed(path.read_bytes())
+    path.write_bytes(b"".join(map(framed, (opening, *others, third, second))))
+    assert {"g": late.cursor} == {graph: end for graph, (_, end) in journals.ends(site.journal.newest()).items()}
+    site.set_back(backup)
+
+    assert early.seq < late.seq
+    assert {"e1", "e2", "e3"} == names(site.held())
+
+
+def test_no_segment_goes_from_amid_those_that_stay(tmp_path: Path) -> None:
+    site = Site(tmp_path, journal=Journal(tmp_path / "home.db.journal", segment_bytes=1, days_max=30))
+    for number in range(3):
+        site.write(f"e{number}")
+    before = site.journal.segments()
+    for path in before[1:]:
+        os.utime(path, (0, 0))  # a process still writes to the first one
+    site.write("e3")
+
+    assert before == site.journal.segments()[:-1]
+
+
 def test_only_its_owner_can_read_what_is_kept(site: Site) -> None:
     site.write("e1")
     kept = [path for end in ("journal", "heads") for path in Path(f"{site.path}.{end}").rglob("*")]
