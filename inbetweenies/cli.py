@@ -25,7 +25,7 @@ from .cli_backup import backup, restore, verify
 from .cli_explain import explain, matrix, rehearsed, rollout_policy_option
 from .cli_flags import flags
 from .cli_incident import incident, reconcile
-from .cli_log import log, sentence, status
+from .cli_log import log, status
 from .cli_migrate import migrate, rollback
 from .cli_notify import channel_option, notify, people_of
 from .cli_portable import export, import_command
@@ -193,7 +193,7 @@ def serve(
     decides = standard if rollout_policy is None else PolicyFile(rollout_policy)
     store = SqliteStore(db, journal=not no_journal if journal is None else journal)
     for name, event in store.happened:
-        click.echo(f"{name}: {sentence(event)}", err=True)
+        click.echo(f"{name}: {event}", err=True)
     recent = RecentLog()
     with closing(SqliteTokens(db)) as tokens, closing(Incidents(store, folder_of(db), log=recent)) as incidents:
         password = os.environ.get(PASSWORD_VARIABLE)

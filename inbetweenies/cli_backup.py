@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_log import journal_option, sentence
+from .cli_log import journal_option
 from .cli_versions import db_option, json_option
 
 if TYPE_CHECKING:
@@ -132,6 +132,6 @@ def restore(db: Path, backup: Path, discard_after: bool, journal: Path | None, a
         kept = ", ".join(path.name for path in done.aside)
         click.echo(f"what was there is kept in {done.aside[0].parent}: {kept}")
     for name, event in done.discarded:
-        click.echo(f"{name}: {sentence(event)}")
+        click.echo(f"{name}: {event}")
     if not discard_after and done.journal is not None:
         click.echo(f"what was acknowledged since comes back from {done.journal} when a server starts")

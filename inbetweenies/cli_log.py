@@ -33,31 +33,9 @@ journal_option = click.option(
 )
 
 
-def sentence(event: Event) -> str:
-    """What happened, for people."""
-    told = event.told
-    if event.kind == "fork":
-        known = _place(str(told["witness"]))
-        return f"set back: it ended at {told['seq']}, and {told['by']} knew of {known}; now epoch {told['epoch']}"
-    if event.kind == "replay":
-        also = f", and {told['offered']} beside what was there" if told["offered"] else ""
-        return f"set back to {told['after']}: {told['rows']} rows came back from the journal{also}"
-    if event.kind == "offer":
-        return f"{told['rows']} lost rows came back from {told['by']}"
-    if event.kind == "discard":
-        return f"set back to {told['seq']} on purpose: what came after that is to stay away"
-    if event.kind == "rule_failed":
-        return f"the rule of {told['entity_type']} failed ({told['error']}); what it was asked was decided without it"
-    return f"two copies of {told['device']} have pushed; the second goes on under a name of its own"
-
-
 def _happened(graph: GraphStatus) -> list[Event]:
     """What people should know; which devices were told something (PROTOCOL 14.3) is for `inbetweenies notify list`."""
     return [event for event in graph.events if event.kind != "noticed"]
-
-
-def _place(cursor: str) -> str:
-    return cursor.split(":")[1] if cursor.count(":") == 2 else cursor
 
 
 @click.command()
@@ -124,7 +102,7 @@ def _told(found: StoreStatus) -> dict[str, Any]:
                 "discards": graph.count("discard"),
                 "device_forks": graph.count("device_forked"),
                 "events": [
-                    {"kind": event.kind, "at": format_time(event.at), **event.told, "says": sentence(event)}
+                    {"kind": event.kind, "at": format_time(event.at), **event.told, "says": str(event)}
                     for event in _happened(graph)
                 ],
             }
@@ -145,7 +123,7 @@ def _print(found: StoreStatus) -> None:
     click.echo(f"journal in {journal.folder}: {held}")
     for graph in found.graphs:
         for event in _happened(graph):
-            click.echo(f"{format_time(event.at)[:19]}  {graph.graph}: {sentence(event)}")
+            click.echo(f"{format_time(event.at)[:19]}  {graph.graph}: {event}")
 
 
 def _line(graph: GraphStatus) -> tuple[object, ...]:
@@ -189,4 +167,4 @@ def discard_after(db: Path, journal: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"discarded": told}))
         return
     for graph, event in store.happened:
-        click.echo(f"{graph}: {sentence(event)}")
+        click.echo(f"{graph}: {event}")

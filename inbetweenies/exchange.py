@@ -21,7 +21,7 @@ from .census import Sighting
 from .errors import LocalProtocolError, StoreBusy, StoreError, StoreUndone, VersionRefused
 from .limits import Limits
 from .merge import Policy
-from .model import Context, Document, Head, Held, Plan, Reads, Telling, Writes
+from .model import Context, Document, Event, Head, Held, Plan, Reads, Telling, Writes
 from .store import Store, Transaction
 from .wire import Negotiation, WireVersion
 
@@ -46,11 +46,13 @@ class Effect(Struct, frozen=True, kw_only=True):
 
 
 class Begun(Struct, frozen=True, kw_only=True):
-    """The answer to a message, or its beginning and the `rest` of it, and what it came to."""
+    """The answer to a message, or its beginning and the `rest` of it, what it came to, and what was found to have
+    happened to the log."""
 
     body: bytes
     rest: Rest | None = None
     effect: Effect = Effect()
+    events: tuple[Event, ...] = ()
 
 
 class Reply(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,8 @@ class Reply(Struct, frozen=True, kw_only=True):
 
     `notice` is a line worth logging, for shells; the pure part does not log. With `rest`, `body` is only the beginning
     of an answer that is not held whole. `about` is the version that a refusal is about, `sighting` what the census
-    makes of the request, `effect` what it came to; None of what was refused.
+    makes of the request, `effect` what it came to; None of what was refused. `events` were found to have happened to
+    the log, and are kept with it.
     """
 
     status: int
@@ -69,6 +72,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     sighting: Sighting | None = None
     rest: Rest | None = None
     effect: Effect | None = None
+    events: tuple[Event, ...] = ()
 
 
 class Routed(Struct, frozen=True, kw_only=True):
@@ -140,6 +144,7 @@ async def respond(body: bytes, *, router: Router, context: Context, asked: Asked
                 sighting=routed.sighting,
                 rest=begun.rest,
                 effect=begun.effect,
+                events=begun.events,
             )
     raise StoreBusy("expected the served wire versions to stay the same for a moment; they changed again and again")
 
@@ -214,8 +219,9 @@ async def _attempt(
             found = (await tx.read(Reads(documents=tuple(decided)))).documents
             if found != decided:
                 raise RegistryChanged(found)
+        events: list[Event] = []
         request = await run(wire.up(message, context, limits), tx, writable)
-        response = await run(engine.serve(request, context, limits, policy), tx, writable)
+        response = await run(engine.serve(request, context, limits, policy), tx, writable, events)
         telling = wire.down(message, response, context, limits, negotiation)
         rest = Rest(telling, store, context.graph, response.head)
         first = None if writable else await rest.next(tx)
@@ -227,7 +233,7 @@ async def _attempt(
         conflicts=bool(response.conflicts),
         whole=not response.more,
     )
-    return Begun(body=first, rest=None if rest.ended else rest, effect=effect)
+    return Begun(body=first, rest=None if rest.ended else rest, effect=effect, events=tuple(events))
 
 
 class Rest:
@@ -308,8 +314,9 @@ class MustWrite(Exception):
     """More is to be written than the transaction was opened for; nothing was."""
 
 
-async def run(plan: Plan[T], tx: Transaction, writable: bool = True) -> T:
-    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns.
+async def run(plan: Plan[T], tx: Transaction, writable: bool = True, events: list[Event] | None = None) -> T:
+    """Drive a pure plan over a transaction: read what it asks for, write what it decided, return what it returns. What
+    happened, by what it writes, is added to `events`.
 
     Raises:
         MustWrite: the plan writes more than a device's hint, and `tx` is not `writable`.
@@ -324,6 +331,8 @@ async def run(plan: Plan[T], tx: Transaction, writable: bool = True) -> T:
                 raise MustWrite
             else:
                 await tx.write(step)
+                if events is not None:
+                    events.extend(step.events)
             step = plan.send(held)
     except StopIteration as stop:
         result: T = stop.value

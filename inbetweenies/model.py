@@ -283,6 +283,30 @@ class Event(Struct, frozen=True, kw_only=True):
     at: int
     told: dict[str, str | int] = {}
 
+    def __str__(self) -> str:
+        """What happened, for people, on one line: some of it is what peers said."""
+        return "".join(letter if letter.isprintable() else "?" for letter in self._sentence())
+
+    def _sentence(self) -> str:
+        told = self.told
+        if self.kind == "fork":
+            cursor = str(told["witness"])
+            known = cursor.split(":")[1] if cursor.count(":") == 2 else cursor
+            return f"set back: it ended at {told['seq']}, and {told['by']} knew of {known}; now epoch {told['epoch']}"
+        if self.kind == "replay":
+            also = f", and {told['offered']} beside what was there" if told["offered"] else ""
+            return f"set back to {told['after']}: {told['rows']} rows came back from the journal{also}"
+        if self.kind == "offer":
+            return f"{told['rows']} lost rows came back from {told['by']}"
+        if self.kind == "discard":
+            return f"set back to {told['seq']} on purpose: what came after that is to stay away"
+        if self.kind == "rule_failed":
+            what, error = told["entity_type"], told["error"]
+            return f"the rule of {what} failed ({error}); what it was asked was decided without it"
+        if self.kind == "noticed":
+            return "a device was told what it has to know"
+        return f"two copies of {told['device']} have pushed; the second goes on under a name of its own"
+
 
 class Line(Struct, frozen=True, array_like=True, gc=False):
     """PROTOCOL 4.1: a line of the log without what it says."""

@@ -547,6 +547,8 @@ class App:
         self._upkeep.count(reply.sighting)
         if reply.notice is not None:
             logger.log(logging.WARNING if reply.status >= 500 else logging.INFO, "%s %s", call.id, reply.notice)
+        for event in reply.events:
+            logger.warning("%s graph %s: %s", call.id, principal.graph, event)
         headers = (NO_STORE, RETRY) if reply.status in (429, 503) else (NO_STORE,)
         wrote = reply.sighting is not None and reply.sighting.wrote
         return Answer(reply.status, reply.body, headers, reply.served, reply.about, wrote, reply.rest)

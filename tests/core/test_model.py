@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from typing import get_args
 from uuid import UUID
 
 import pytest
@@ -171,3 +172,26 @@ def test_a_tombstone_is_marked_in_the_content_itself(content: bytes, expected: b
 def test_no_other_json_marks_a_tombstone() -> None:
     assert not model.is_deleted(["deleted"])
     assert not model.is_deleted(None)
+
+
+#: What there is to tell of each kind of event, the words of peers among it.
+TOLD: dict[str, dict[str, str | int]] = {
+    "fork": {"seq": 3, "by": "a\nphone", "witness": f"e:7:{'0' * 32}", "epoch": "f"},
+    "replay": {"after": 3, "rows": 7, "offered": 0},
+    "offer": {"rows": 7, "by": "a\nphone"},
+    "discard": {"seq": 3},
+    "device_forked": {"device": "a\nphone"},
+    "rule_failed": {"entity_type": "a\nlamp", "error": "KeyError"},
+    "noticed": {},
+}
+
+
+@pytest.mark.parametrize("kind", get_args(model.EventKind))
+def test_what_happened_is_told_on_one_line(kind: model.EventKind) -> None:
+    said = str(model.Event(kind=kind, key="", at=0, told=TOLD[kind]))
+
+    assert said
+    assert said.isprintable()
+    assert all(
+        str(told).replace("\n", "?") in said for name, told in TOLD[kind].items() if name in ("by", "seq", "rows")
+    )

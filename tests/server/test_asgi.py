@@ -658,6 +658,19 @@ async def test_notices_are_logged_with_the_request(site: Site, caplog: pytest.Lo
     assert "canary" not in caplog.text
 
 
+async def test_what_happened_to_a_log_is_logged_when_it_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    lost = (await Site().ask("POST", SYNC, sync(write(entity("lamp", "v1")), features=["witness"]))).json
+    site = Site()
+    asked = sync(features=["witness"], witness=lost["cursor"])
+    found, again = [await site.ask("POST", SYNC, asked) for _ in range(2)]
+
+    assert found.json["resync"] is again.json["resync"] is True
+    told, by = [record.getMessage() for record in caplog.records], f"v2:{site.info.key_id}:tablet"
+    assert [f"{found.headers['inbetweenies-request-id']} graph home: set back: it ended at 0, and {by} knew of 1;"] == [
+        line.partition(" now epoch")[0] for line in told
+    ]
+
+
 async def test_no_version_served_is_no_defect(site: Site) -> None:
     site.router.disabled = frozenset(site.router.handlers)
 
