@@ -19,7 +19,8 @@ def test_figures_say_what_was_done_and_what_was_not_lost(capsys: pytest.CaptureF
 
     out = capsys.readouterr().out
     assert "120 histories" in out
-    assert "0 lost of " in out
+    assert "\n0 of " in out
+    assert " acknowledged writes lost that a holder could bring back; 0 of 120 histories broke an invariant" in out
     assert "(95 % upper bound 2.5e-02 per history)" in out
     assert "drop " in out
 
@@ -83,6 +84,14 @@ def test_what_is_no_world_is_refused(capsys: pytest.CaptureFixture[str], name: s
     assert 2 == main([*RUN, "--world", name])
 
     assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("runs", [0, -1])
+def test_no_histories_are_refused_since_they_would_show_nothing(capsys: pytest.CaptureFixture[str], runs: int) -> None:
+    assert 2 == main(["simulate", "--runs", str(runs)])
+
+    told = capsys.readouterr()
+    assert ("", f"expected at least 1 run; got {runs}\n") == (told.out, told.err)
 
 
 def test_the_rules_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,8 @@ def summary(tally: Tally, seconds: float) -> Iterator[str]:
         yield f"{len(tally.failures)} of {tally.runs:,} broke an invariant"
     else:
         yield (
-            f"0 lost of {tally.acked:,} acknowledged writes; 0 of {tally.runs:,} histories broke an invariant"
+            f"0 of {tally.acked:,} acknowledged writes lost that a holder could bring back;"
+            f" 0 of {tally.runs:,} histories broke an invariant"
             f" (95 % upper bound {told['upper_bound_95']:.1e} per history)"
         )
     if tally.rewound:

@@ -177,7 +177,13 @@ def simulate(
     world: str | None = None,
     progress: Callable[[Tally], object] | None = None,
 ) -> Tally:
-    """So many histories from seed `first` on; stops soon after the first failures. `progress` hears of each part."""
+    """So many histories from seed `first` on; stops soon after the first failures. `progress` hears of each part.
+
+    Raises:
+        LocalProtocolError: no histories, no such size, or no such world.
+    """
+    if runs < 1:  # of none it could only be said that nothing was lost
+        raise LocalProtocolError(f"expected at least 1 run; got {runs}")
     if size not in (*SIZES, "mixed"):
         raise LocalProtocolError(f"expected a size of {', '.join(SIZES)} or mixed; got {size}")
     total = Tally()
