@@ -247,14 +247,20 @@ def discarded(head: Head, *, at: int, epochs: Iterable[str]) -> Event:
 
 def discard(at: int, epochs: Iterable[str] = ()) -> Plan[Event]:
     """PROTOCOL 4.12: a log was set back on purpose, and nobody is to give back what came after its end."""
-    head = (yield Reads()).head
-    event = discarded(head, at=at, epochs=epochs)
-    yield Writes(head=replace(head, epoch=str(event.told["epoch"])), events=(event,))
+    held = yield Reads(events=True)
+    # A store forgets the oldest events, so the newest says again what those before it say: 17 bytes an epoch.
+    event = discarded(held.head, at=at, epochs=given_up(held.events).union(epochs))
+    yield Writes(head=replace(held.head, epoch=str(event.told["epoch"])), events=(event,))
     return event
 
 
+def given_up(events: Iterable[Event]) -> set[str]:
+    """PROTOCOL 4.12: the epochs that are to stay away."""
+    return {epoch for event in events if event.kind == "discard" for epoch in str(event.told["epochs"]).split()}
+
+
 def _discarded(strays: Iterable[Cursor], events: Iterable[Event]) -> bool:
-    gone = {epoch for event in events if event.kind == "discard" for epoch in str(event.told["epochs"]).split()}
+    gone = given_up(events)
     return any(stray.epoch in gone for stray in strays)
 
 

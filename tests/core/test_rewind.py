@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from inbetweenies.model import (
     body_of,
     row_hash,
 )
+from inbetweenies.stores import EVENTS_MAX
 from inbetweenies.stores.memory import MemoryStore
+from inbetweenies.stores.sqlite import SqliteStore
 from tests.support import NOW, SECOND, Server, at, edge, entity, run
 
 FEATURES = frozenset({"acks", "digest", "edges", "paging", "witness"})
@@ -733,6 +736,22 @@ def test_what_was_taken_back_on_purpose_is_told_to_stay_away(lab: Lab) -> None:
     again = lab.say(witness=later, locate=(later, common)).located
     assert again is not None
     assert not again.discarded
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_what_was_taken_back_stays_away_however_often_that_happens_again(tmp_path: Path, kind: str) -> None:
+    store = MemoryStore() if kind == "memory" else SqliteStore(tmp_path / "home.db", journal=False, heads=False)
+    lab = Lab(store)
+    lab.write(LAMP, ROOM)
+    witness = replace(lab.head.cursor, seq=9)
+    for _ in range(EVENTS_MAX + 1):
+        run(store.discard_after("default"))
+    located = lab.say(witness=witness, locate=(witness,)).located
+
+    assert ["discard"] * EVENTS_MAX == [event.kind for event in lab.events]
+    assert located is not None
+    assert located.discarded
+    run(store.close())
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
