@@ -402,6 +402,11 @@ class Keeper:
         if self.journal is not None:
             steps = _steps(self.journal.everything(), graph)
             epochs |= {step.commit.after.epoch for step in steps if step.commit.after.seq > end.seq}
+            # What was taken back before is no step any more; a backup from before that does not know of it either.
+            bare = [step for step in steps if step.commit.before.seq == step.commit.after.seq]  # as every discard is
+            epochs |= rewind.given_up(
+                event for step in bare for one in writes_of(step.commit, step.fields) for event in one.events
+            )
             birth = known.birth if known is not None else next((step.commit.birth for step in steps), "")
             # Before the commit: if this process dies in between, whoever asked for this asks again.
             self.journal.append([Discard(graph, birth, end)], opening=self._opening, durable=True)
