@@ -123,7 +123,7 @@ STAGES: Final = {
         "{count} live devices that see one another, over a server that is killed", 50, 1, (_STORM + "test_live.py",)
     ),
     "set-back": Stage(
-        "{count} writes after a backup that a real server is set back to, twice",
+        "{count} writes after a backup that a real server is set back to, again and again",
         500,
         1,
         ("tests/server/test_set_back.py",),

@@ -30,7 +30,7 @@ from tests.server.calls import GUARD_SECONDS, ROOT, environment
 from tests.support import SECOND
 
 #: How many writes are acknowledged after the backup was made.
-WRITES: Final = int(os.environ.get("DEEP_EXAMPLES", "20"))
+WRITES: Final = int(os.environ.get("DEEP_EXAMPLES", "12"))
 GRAPH: Final = "home"
 OURS: Final = ("ann", "bob", "eve")
 
@@ -180,8 +180,9 @@ def sites(tmp_path: Path) -> Iterator[list[Site]]:
         site.phone.http.close()
 
 
+@pytest.mark.parametrize("lost", [(), ("heads",)], ids=["nothing else lost", "ends lost"])
 async def test_a_database_that_is_set_back_has_every_write_again_from_its_journal(
-    tmp_path: Path, sites: list[Site], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, sites: list[Site], capsys: pytest.CaptureFixture[str], lost: tuple[str, ...]
 ) -> None:
     site = Site(tmp_path)
     sites.append(site)
@@ -190,9 +191,9 @@ async def test_a_database_that_is_set_back_has_every_write_again_from_its_journa
     backup = site.backup()
     await site.live(WRITES)
     before = site.log()
-    site.set_back(backup)
+    site.set_back(backup, *lost)
     first = site.log()
-    site.set_back(backup)  # and once more
+    site.set_back(backup, *lost)  # and once more
     reports = await site.sync()
     again = await site.sync()
     phone = site.phone.sync()
@@ -205,45 +206,56 @@ async def test_a_database_that_is_set_back_has_every_write_again_from_its_journa
             assert (False, 0, 0, True) == (told.rewound, told.offered, told.pending, told.equal)
     status = site.status(capsys)
     assert (len(before), "equal") == (status["seq"], status["journal"]["standing"])
+    assert "equal" == status["beside"]["standing"]
     assert ["replay"] * 2 == [event["kind"] for event in status["events"]]
     assert status["replayed"] >= WRITES
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lost"), [(("--no-journal",), ()), ((), ("journal",))], ids=["no journal", "journal lost"]
+)
 async def test_without_a_journal_clients_give_back_all_they_had_written_or_been_told(
-    tmp_path: Path, sites: list[Site], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    sites: list[Site],
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    lost: tuple[str, ...],
 ) -> None:
-    site = Site(tmp_path, "--no-journal")
+    site = Site(tmp_path, *arguments)
     sites.append(site)
     site.start()
     await site.move_in()
     backup = site.backup()
     await site.live(WRITES)
     assert (await site.sync("eve"))["eve"].equal  # she has been told what the deployed client wrote last
-    before, seen = site.log(), site.log(current=True)
-    site.set_back(backup)
-    gone = len(before) - len(site.log())
-    reports = await site.sync()
-    await site.sync()
+    for _ in range(2):  # the second time to the same backup, with all that the first time has left
+        before, seen = site.log(), site.log(current=True)
+        site.set_back(backup, *lost)
+        gone = len(before) - len(site.log())
+        reports = await site.sync()
+        await site.sync()
 
-    assert gone >= WRITES
-    assert [True] * 3 == [report.rewound or not report.lost for report in reports.values()]
-    assert set() == {row for row, told in before.items() if told[1] in OURS and site.log().get(row) != told}
-    assert set() == seen.keys() - site.log().keys()  # of the deployed client's, what was current
-    again = await site.sync()
-    assert [(True, False, 0)] * 3 == [(report.equal, report.rewound, report.offered) for report in again.values()]
-    status = site.status(capsys)
-    assert [1, True] == [status["forks"], status["offered"] >= WRITES]
+        assert gone >= WRITES
+        assert [True] * 3 == [report.rewound or not report.lost for report in reports.values()]
+        assert set() == {row for row, told in before.items() if told[1] in OURS and site.log().get(row) != told}
+        assert set() == seen.keys() - site.log().keys()  # of the deployed client's, what was current
+        again = await site.sync()
+        assert [(True, False, 0)] * 3 == [(report.equal, report.rewound, report.offered) for report in again.values()]
+        status = site.status(capsys)
+        assert [1, True] == [status["forks"], status["offered"] >= WRITES]
+        assert "the files beside the database" == status["events"][0]["by"]  # it was noticed before any client came
+        assert ("equal" if lost else None) == (status["journal"] or {}).get("standing")  # one that was begun anew
 
-    # A second time, to the same backup; and this time what told where the log stood is lost, and a device is.
+    # A third time; and this time what told where the log stood is lost, and a device is.
     before, seen = site.log(), site.log(current=True)
-    site.set_back(backup, "heads")
+    site.set_back(backup, "heads", *lost)
     site.lose("ann")
     await site.sync("eve", "bob")
     again = await site.sync()
 
-    lost = {row: told for row, told in before.items() if site.log().get(row) != told}
-    assert {"ann", "phone"} >= {user for _, user in lost.values()}
-    assert set() == seen.keys() & lost.keys()  # others hold what was superseded before they looked only by chance
+    missing = {row: told for row, told in before.items() if site.log().get(row) != told}
+    assert {"ann", "phone"} >= {user for _, user in missing.values()}
+    assert set() == seen.keys() & missing.keys()  # others hold what was superseded before they looked only by chance
     assert [(True, False)] * 3 == [(report.equal, report.rewound) for report in again.values()]
     # The deployed client goes on as well.
     site.phone.edit(Act("set", "lamp", 1))
