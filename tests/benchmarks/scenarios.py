@@ -12,11 +12,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
+from unittest.mock import patch
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 
 from blowing_off import BlowingOffClient, HttpTransport, SyncReport
 from blowing_off.store import LocalStore
+from inbetweenies import engine
 from inbetweenies.asgi.discovery import registry_headers, version_headers
 from inbetweenies.engine import serve
 from inbetweenies.exchange import Asked, run
@@ -32,6 +34,7 @@ from inbetweenies.model import Change, Context, Document, SyncRequest, body_of
 from inbetweenies.ops.backup import backup
 from inbetweenies.ops.manifest import manifest_of
 from inbetweenies.replica import State, copy_of
+from inbetweenies.rewind import START
 from inbetweenies.rollout import states
 from inbetweenies.rollout.canary import bucket
 from inbetweenies.rollout.flags import in_force
@@ -213,12 +216,12 @@ def codec_decode(bench: Bench) -> list[Row]:
 
 
 def journal_write(bench: Bench) -> list[Row]:
-    """Pushes of one row each, decided and committed with journal and chain, over the same without a journal."""
+    """Pushes of one row each, decided and committed with journal, ends and chain, over the same without any of them."""
     changes = [data.renamed(change, "journal-") for change in data.home(bench.sizes.commits)]
     batches = [data.renamed(change, "batch-") for change in data.home(max(bench.sizes.commits, 100))]
 
     def works(*pushes: tuple[Change, ...]) -> list[Callable[[], float]]:
-        return [partial(_committed, bench.path("journal"), pushes, journal) for journal in (True, False)]
+        return [partial(_committed, bench.path("journal"), pushes, safe) for safe in (True, False)]
 
     ones = works(*((replace(change, relationships=()),) for change in changes))
     values, floors = in_turns(bench.sizes.short_turns, *ones)
@@ -231,8 +234,9 @@ def journal_write(bench: Bench) -> list[Row]:
     return [held_against("journal_write", values, floors, unit="ms", scale=MS, most=1.5, note=note)]
 
 
-def _committed(db: Path, pushes: tuple[tuple[Change, ...], ...], journal: bool) -> float:
-    """CPU seconds that it takes to commit these pushes to a new database."""
+def _committed(db: Path, pushes: tuple[tuple[Change, ...], ...], safe: bool) -> float:
+    """CPU seconds that it takes to commit these pushes to a new database; without anything that tells that it was set
+    back, unless it is to be `safe`."""
     db = db.with_name(f"{db.stem}-{time.monotonic_ns()}.db")
     context = Context(graph=_GRAPH, now=time.time_ns() // 1_000)
 
@@ -243,10 +247,16 @@ def _committed(db: Path, pushes: tuple[tuple[Change, ...], ...], journal: bool) 
                 told = await run(serve(request, context), tx)
             assert len(told.acks) == sum(1 + len(change.relationships) for change in changes)
 
-    store = SqliteStore(db, journal=journal, heads=journal)
-    used = own_cpu(lambda: asyncio.run(commit(store)))
+    store = SqliteStore(db, journal=safe, heads=safe)
+    with nullcontext() if safe else patch.object(engine, "next_chain", _unchained):
+        used = own_cpu(lambda: asyncio.run(commit(store)))
     asyncio.run(store.close())
     return used
+
+
+def _unchained(_chain: bytes, _hash: bytes) -> bytes:
+    """The chain of a log that has none."""
+    return START
 
 
 def route(bench: Bench) -> list[Row]:
