@@ -38,11 +38,13 @@ _FIELDS: Final = Row.__struct_fields__
 
 
 class Opening(Struct, tag="o", array_like=True, frozen=True):
-    """The first record of a segment: which database it is about, its graphs with birth and end, the fields of rows."""
+    """The first record of a segment: which database it is about, its graphs with birth and end, the fields of rows; and
+    whether no segment before it can say more of where they end."""
 
     database: str
     heads: dict[str, tuple[str, Cursor]]
     fields: tuple[str, ...] = _FIELDS
+    certain: bool = True
 
 
 class Commit(Struct, tag="c", array_like=True, frozen=True):
@@ -252,7 +254,7 @@ class Journal:
 
     def _is_newest(self, descriptor: int) -> bool:
         """Whether nobody has begun the next segment, which is what a start looks at first. Looked at after a write:
-        whoever begins one later finds in the database, and says at its beginning, what was committed before that."""
+        whoever begins one later finds in the database what was committed before that, and says so at its beginning."""
         return os.fstat(descriptor).st_nlink > 0 and not self._path(self._number + 1).exists()
 
     def _path(self, number: int) -> Path:
@@ -313,11 +315,12 @@ class Journal:
         return Segment(path=path, opening=opening, records=tuple(records))
 
     def newest(self) -> tuple[Segment, ...]:
-        """The newest segments, back to the first whose beginning is whole: they tell where every graph ended."""
+        """The newest segments, back to the first whose beginning is whole and certain: they tell where every graph
+        ended."""
         found: list[Segment] = []
         for path in reversed(self.segments()):
             found.insert(0, self.read(path))
-            if found[0].opening is not None:
+            if found[0].opening is not None and found[0].opening.certain:
                 break
         return tuple(found)
 

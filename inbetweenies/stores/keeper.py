@@ -10,7 +10,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -167,7 +169,8 @@ class Keeper:
                 durable |= one.grew
         records += [self._missed(one, behind[graph]) for graph, one in ends_.items()]
         if records:
-            journal.append(records, opening=self._opening, durable=durable or bool(ends_))
+            writing = {one.graph: one.head.cursor for one in commits if one.graph not in behind}
+            journal.append(records, opening=partial(self._opening, writing), durable=durable or bool(ends_))
         for one in commits:
             self._behind.pop(one.graph, None)
 
@@ -176,12 +179,15 @@ class Keeper:
         writes = run_now(self._between(one.graph, end.seq, one.head))
         return commit_of(one.graph, one.birth, end, one.head.cursor, (writes,))
 
-    def _opening(self) -> Opening:
+    def _opening(self, writing: Mapping[str, Cursor] = MappingProxyType({})) -> Opening:
+        """How everything stands, but for the commits that lead to where graphs end that it is `writing`."""
+        graphs = self._graphs()
         # As far as the journal holds them: what is about to be written after this may never be.
-        ends_ = {
-            name: (known.birth, self._behind.get(name, known.head.cursor)) for name, known in self._graphs().items()
-        }
-        return Opening(str(self._path), {name: end for name, end in ends_.items() if end[1] != NOWHERE})
+        ends_ = {name: (known.birth, self._behind.get(name, known.head.cursor)) for name, known in graphs.items()}
+        # What another process has committed after that it may have noted already.
+        certain = all(graphs[name].head.cursor == writing.get(name) for name in self._behind.keys() & graphs.keys())
+        heads = {name: end for name, end in ends_.items() if end[1] != NOWHERE}
+        return Opening(str(self._path), heads, certain=certain)
 
     def _catch_up(self, journal: Journal, graph: str, birth: str, end: Cursor, head: Head) -> None:
         """Put into the journal what the log holds after `end`, where it ends there."""
