@@ -130,6 +130,7 @@ class Sync(Reconciliation):
         self.conflicts: list[Conflict] = []
         self.pushed = self.pulled = self.offered = self.messages = self.poison = self.restarts = self.resyncs = 0
         self.healed = self.forked = False
+        self.gap = ""  # the difference to the server that everything was compared for
         self.complete = True
         self.edges_read = False
         self.notings = 0  # messages that were needed only to acknowledge notices
@@ -414,7 +415,8 @@ class Sync(Reconciliation):
         return replace(absorbed, state=settled, healed=False)
 
     def _known_gap(self, answer: Answer, state: State) -> bool:
-        """Whether comparing everything again will not close the difference to the server: it did not before.
+        """Whether comparing everything again will not close the difference to the server: it did not before. Another
+        difference than it was done for is left to the next sync: something was lost meanwhile.
 
         Digests are sums, so what lies between them is the same as long as the same rows differ.
         """
@@ -422,10 +424,11 @@ class Sync(Reconciliation):
             gap = f"{(int(answer.digest or '', 16) - state.digest) % (1 << DIGEST_BITS):064x}"
         except ValueError:
             gap = "no digest"
-        if not self.healed and self.store.setting("gap") != gap:
-            return False
-        self.store.keep(gap=gap)
-        return True
+        if gap in (self.gap, self.store.setting("gap")):
+            self.store.keep(gap=gap)
+            return True
+        self.gap = self.gap or gap
+        return self.healed
 
     def _set_aside(self, item: Pending, note: RefusedItem) -> None:
         self.held.add(_whole(item))

@@ -136,6 +136,7 @@ class RealModern(ModernV2):
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         self.talk: Talk | None = None
         self.said = b""
+        self.struck = False  # it has lost a row during this sync, maybe after all was compared
         super().__init__(name, world, user=user, skew=skew)
         settings = {"page_rows": world.page_rows, "batch_changes": world.batch, "nonces": self.nonce}
         self.store = RealStore(name, user, settings)
@@ -143,7 +144,7 @@ class RealModern(ModernV2):
 
     def message(self) -> bytes:
         if self.talk is None:
-            self.talk = self.store.client.exchange(Line())
+            self.talk, self.struck = self.store.client.exchange(Line()), False
             self.said = self.talk.send(None)
         self.pushed = _pushed(self.said)
         return self.said
@@ -176,7 +177,7 @@ class RealModern(ModernV2):
         self.rewound |= report.rewound
         if report.healed and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
-        if report.equal is False:
+        if report.equal is False and not self.struck:
             self.world.broken("10.13 (healed)", f"{self.name} differs from the server at the end of a sync: {report}")
         self.rewound = False
 
@@ -210,7 +211,7 @@ class RealModern(ModernV2):
             return None
         key = keys[which % len(keys)]
         self.store.drop(key, pointers[key])
-        self.rewound = True
+        self.rewound = self.struck = True
         return key[1]
 
 

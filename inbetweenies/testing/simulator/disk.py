@@ -28,6 +28,7 @@ class SqliteDatabase(Database):
 
     store: SqliteStore
     keeps = frozenset({"journal", "heads"})
+    reads_fail = True
 
     def __init__(self) -> None:
         self._folder = Folder()

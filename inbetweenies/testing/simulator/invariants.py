@@ -26,7 +26,7 @@ from ..fleet_v1 import V1
 from .devices import Device
 from .network import Letter, Reply
 from .outside import JOURNAL_FAULTS
-from .server import AFTER, BEFORE
+from .server import AFTER, BEFORE, IO
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -325,8 +325,10 @@ class AllOrNothingRoutes(Invariant):
     clause = "1.11"
 
     def served(self, served: Served) -> None:
-        # PROTOCOL 11.1: what the journal could not take may be there, and is not acknowledged.
-        refused = served.reply is not None and not served.reply.ok and served.fault not in JOURNAL_FAULTS
+        # PROTOCOL 11.1: what the journal could not take may be there, and is not acknowledged; nor is what was there
+        # when the disk failed, while the answer was read.
+        late = {*JOURNAL_FAULTS, *([IO] if self.stage.server.database.reads_fail else ())}
+        refused = served.reply is not None and not served.reply.ok and served.fault not in late
         if served.fresh and (refused or not served.whole):
             self.broken(f"#{served.letter.n} wrote {len(served.fresh)} rows and was answered {served.told}")
         if served.ok and (served.letter.odd or not served.whole):

@@ -58,6 +58,8 @@ class Database(ABC):
     store: Store
     #: What a server over it can keep outside of it: of ``journal`` and ``heads``.
     keeps: ClassVar[frozenset[str]] = frozenset()
+    #: Whether a disk that fails can do so while it is read, too.
+    reads_fail: ClassVar[bool] = False
 
     def start(self, clock: Callable[[], int], kept: frozenset[str]) -> None:  # noqa: B027 - most keep nothing outside
         """A server process starts over what is here, and looks at what is `kept` outside."""
