@@ -193,7 +193,7 @@ class Journal:
         self._sync = sync
         self._lock = threading.Lock()
         self._descriptor: int | None = None
-        self._number = 0  # of its segment
+        self._next = self._path(1)  # the segment after its own
         self._doubtful = False
 
     # --- writing
@@ -239,7 +239,7 @@ class Journal:
         number = int(found[-1].stem) if found else 0
         if not found or self._doubtful or found[-1].stat().st_size >= self._segment_bytes:
             number += 1
-        self._number = number
+        self._next = self._path(number + 1)
         descriptor = os.open(
             self._path(number), os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600
         )
@@ -255,7 +255,7 @@ class Journal:
     def _is_newest(self, descriptor: int) -> bool:
         """Whether nobody has begun the next segment, which is what a start looks at first. Looked at after a write:
         whoever begins one later finds in the database what was committed before that, and says so at its beginning."""
-        return os.fstat(descriptor).st_nlink > 0 and not self._path(self._number + 1).exists()
+        return os.fstat(descriptor).st_nlink > 0 and not self._next.exists()
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}{SUFFIX}"
