@@ -2,6 +2,12 @@
 
 Swarm testing: each history first draws which faults exist at all, about half of them, and how frequent each is. What
 is always on hides what only happens when something else is off.
+
+What needs more than one process, real time or a real machine is not simulated. It is tested where it is real: several
+processes on one file, threads, a disk that fails at any call, a process that is killed at any statement, exhausted
+memory, WebSockets (``tests/storm``, ``tests/stores/test_journal_shared.py``); files that are torn or written over
+(``tests/stores``); hostile content, overload (``tests/hostile``); tokens that expire (``tests/server``); formats of a
+client's store that change (``tests/client/test_migration.py``).
 """
 
 from __future__ import annotations
