@@ -20,7 +20,7 @@ from inbetweenies.errors import RemoteProtocolError
 from inbetweenies.limits import checked_decode, gate
 from inbetweenies.testing.simulator import SimulatedWorld, replay, run_seed, run_seeds
 from inbetweenies.testing.simulator.disk import SqliteWorld
-from inbetweenies.testing.simulator.faults import AT_THE_SERVER, BY_THE_OPERATOR, FAULTS, swarm
+from inbetweenies.testing.simulator.faults import AMONG_ANSWERS, AT_THE_SERVER, BESIDE, FAULTS, swarm
 from inbetweenies.testing.simulator.network import damaged
 from tests.simulator.real_clients import RealClients
 
@@ -101,7 +101,7 @@ def test_the_order_of_sets_decides_nothing() -> None:
 def test_about_half_of_the_faults_exist_in_a_history() -> None:
     exist = Counter(name for seed in range(400) for name in swarm(Random(seed)))
 
-    assert set(FAULTS) - set(BY_THE_OPERATOR) == set(exist)
+    assert set(FAULTS) - set(BESIDE) == set(exist)
     assert all(120 < count < 280 for count in exist.values())
 
 
@@ -158,11 +158,20 @@ ONCE_BROKEN_ELSEWHERE: dict[str, tuple[SimulatedWorld, int]] = {
 }
 
 
+@pytest.fixture(params=["as it was", "as it is"])
+def drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what was not drawn yet when these histories were broken each is the one that was; and as it is now."""
+    if request.param == "as it was":
+        monkeypatch.setattr(SimulatedWorld, "faults", tuple(name for name in FAULTS if name not in AMONG_ANSWERS))
+
+
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(("world", "seed"), ONCE_BROKEN_ELSEWHERE.values(), ids=ONCE_BROKEN_ELSEWHERE)
 def test_a_history_that_once_broke_an_invariant_elsewhere_does_no_more(world: SimulatedWorld, seed: int) -> None:
     assert run_seeds(world, [seed], "mixed").failures == []
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(("seed", "size"), ONCE_BROKEN.values(), ids=ONCE_BROKEN)
 def test_a_history_that_once_broke_an_invariant_does_no_more(seed: int, size: str) -> None:
     assert run_seeds(SimulatedWorld(), [seed], size).failures == []

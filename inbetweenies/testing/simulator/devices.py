@@ -122,6 +122,14 @@ def expects(device: Device, letter: Letter) -> bool:
     return device.client.waiting and device.exchange == letter.exchange
 
 
+def strays(device: Device, letter: Letter) -> bool:
+    """Whether the answer to `letter` comes to a program that waits for the answer to another message of its own. Only
+    ours can tell: what those that were deployed are handed is what their connection says."""
+    client = device.client
+    ours = isinstance(client, ModernV2) and client.kind == letter.kind
+    return ours and client.waiting and device.exchange != letter.exchange
+
+
 def forked(client: Client) -> Client:
     """A copy of a program and all that it keeps; rows and records are never changed in place, so they are shared."""
     other = copy(client)

@@ -65,22 +65,28 @@ NOW_AND_THEN: Final[Mapping[str, Fault]] = {
     "wipe": Fault(0.7, "a device starts again with nothing, under its name"),
     "downgrade": Fault(1.2, "a device runs another program that speaks another wire version, and back"),
 }
-#: What an operator does in the middle of all that; the rates are shares of histories. Drawn beside everything else.
+#: What an operator does in the middle of all that; the rates are shares of histories.
 BY_THE_OPERATOR: Final[Mapping[str, Fault]] = {
     "rollout": Fault(
         0.3,
         "a wire version is rolled out and taken back, also within a request; who can, speaks what its graph is given",
     ),
 }
-FAULTS: Final[Mapping[str, Fault]] = {**ON_THE_WAY, **AT_THE_SERVER, **NOW_AND_THEN, **BY_THE_OPERATOR}
+#: What is wrong with the order of answers; the rates are shares of histories as well.
+AMONG_ANSWERS: Final[Mapping[str, Fault]] = {
+    "stray": Fault(0.3, "a client of ours that waits for an answer gets one that is late, doubled or from long ago"),
+}
+#: What is drawn beside everything else, so that all else in the history of a seed is as it was without it.
+BESIDE: Final[Mapping[str, Fault]] = {**BY_THE_OPERATOR, **AMONG_ANSWERS}
+FAULTS: Final[Mapping[str, Fault]] = {**ON_THE_WAY, **AT_THE_SERVER, **NOW_AND_THEN, **BESIDE}
 
 
 def swarm(random: Random, names: Iterable[str] = FAULTS) -> dict[str, float]:
-    """The faults that exist in one history, each with its rate there; about half of `names`, but for what an operator
-    does."""
+    """The faults that exist in one history, each with its rate there; about half of `names`, but for those that are
+    drawn beside."""
     rates = {}
     for name in names:
-        if name in BY_THE_OPERATOR:
+        if name in BESIDE:
             continue
         exists, scale = random.random() < 0.5, 2 ** (random.random() * 3 - 1)
         if exists:

@@ -738,6 +738,13 @@ class Converged(Invariant):
             self.broken(f"a stranger reads {read}; the log says {rows}")
 
 
+class Belief(Invariant):
+    """Checked by the stage itself where it hands such an answer over: see `Stage.on_stray`."""
+
+    sentence = "An answer to anything but what was said last, however late it comes, changes nothing."
+    clause = "10.14"
+
+
 class Settles(Invariant):
     """Checked by the stage itself while it lets everybody sync: see `Stage.settle`."""
 
@@ -768,5 +775,6 @@ INVARIANTS: Final[tuple[type[Invariant], ...]] = (
     ReadsAreMonotone,
     Bounded,
     Converged,
+    Belief,
     Settles,
 )

@@ -17,7 +17,8 @@ from ..fleet_clients import ModernV2
 from ..fleet_ends import KINDS
 from ..fleet_v1 import V1, Unknown
 from .clock import DAY, SECOND
-from .faults import AT_THE_SERVER, BY_THE_OPERATOR, NOW_AND_THEN, swarm
+from .devices import strays
+from .faults import AMONG_ANSWERS, AT_THE_SERVER, BY_THE_OPERATOR, NOW_AND_THEN, swarm
 from .network import PROXY_ANSWERS, Damage, Letter
 from .server import ROLLS
 from .stage import Event, Setting, Stage
@@ -33,6 +34,8 @@ HOME: Final = "default"
 NEXT_DOOR: Final = "next door"
 #: How long a device waits for an answer, in microseconds.
 PATIENCE: Final = 30 * SECOND
+#: How often an older answer comes first, where answers are mixed up.
+MIXED_UP: Final = 0.4
 
 
 class Size(Struct, frozen=True):
@@ -75,9 +78,11 @@ class Plot:
         self._devices = 0
         self._cut: dict[tuple[int, str], int] = {}
         self._wakes = self._between(*self.size.wakes)
-        # Of its own, so that all else in the history of a seed is as it was without an operator.
+        # Of their own, so that all else in the history of a seed is as it was without an operator, and without strays.
         self.operator = Random(f"inbetweenies operator {seed}")
         self._rolls = self.operator.random() < BY_THE_OPERATOR["rollout"].rate and "rollout" in world.faults
+        self.late = Random(f"inbetweenies late {seed}")
+        self._mixes_up = self.late.random() < AMONG_ANSWERS["stray"].rate and "stray" in world.faults
         self.stage: Stage
 
     # --- draws
@@ -211,6 +216,8 @@ class Plot:
         return True
 
     def _post(self, letter: Letter) -> None:
+        if self._mixes_up and self.late.random() < MIXED_UP:
+            self._at(self.stage.time + int(self.late.random() * 300_000), "stray", letter.device)
         if self._is_cut(letter.device, "to") or self._happens("drop"):
             return
         if self._happens("proxy"):
@@ -235,10 +242,26 @@ class Plot:
         return rate is not None and self.random.random() < rate
 
     def _hear(self, n: int, which: int, damage: Damage | None) -> None:
+        letter = self.stage.letters[n]
+        if self._mixes_up and strays(self.stage.devices[letter.device], letter):
+            self.stage.reached["stray"] += self._now("stray", n, which, damage)
+            return
         if self._now("hear", n, which, damage):
             if "restore" in self.rates and self.random.random() < 0.05 and self._do_restore():
                 self.stage.reached["restore"] += 1  # in the middle of a sync
-            self._at(self.stage.time + 1_000, "go_on", self.stage.letters[n].device)
+            self._at(self.stage.time + 1_000, "go_on", letter.device)
+
+    def _stray(self, number: int) -> None:
+        """Any answer that its device was or could have been given before, from before a restore as well."""
+        device = self.stage.devices[number]
+        old = [
+            (letter.n, which)
+            for letter in self.stage.letters.values()
+            if letter.device == number and strays(device, letter)
+            for which in range(len(letter.replies))
+        ]
+        if old:
+            self.stage.reached["stray"] += self._now("stray", *self.late.choice(old), None)
 
     def _go_on(self, number: int) -> None:
         client = self.stage.devices[number].client

@@ -22,7 +22,7 @@ from ..fleet_clients import DeployedV2, ModernV2
 from ..fleet_laws import Ledger
 from ..fleet_v1 import V1, Unknown
 from .clock import SECOND, START, Clock
-from .devices import Device, expects
+from .devices import Device, expects, strays
 from .invariants import Invariant, NoAckedWriteLost, Served
 from .network import PROXY_ANSWERS, Damage, Letter, Reply, damaged
 from .server import Roll, Server
@@ -346,6 +346,22 @@ class Stage:
         for rule in self._on_heard:
             rule.heard(device, letter, reply)
         return bool(client.phase)
+
+    def on_stray(self, n: int, which: int, damage: Damage | None) -> bool:
+        """An answer reaches its device in place of the one that it waits for; whether it did."""
+        letter = self.letters.get(n)
+        if letter is None or which >= len(letter.replies) or not strays(self.devices[letter.device], letter):
+            return False
+        device, reply = self.devices[letter.device], letter.replies[which]
+        client = device.client
+        assert isinstance(client, ModernV2), "no other is handed one"
+        before = client.store.image
+        client.listen(damaged(reply.body, damage), ok=reply.ok)
+        self.say(f"{device} gets the answer to #{n}, which is not the one that it waits for")
+        # Our client gives up: its next sync asks again, and what it waited for is then an answer to nothing.
+        if not client.failed or client.store.image != before:
+            self.broken("10.14 (belief)", f"{device} took the answer to #{n} for that to what it said last")
+        return True
 
     def on_proxy(self, n: int, kind: str) -> None:
         """Something on the way answers in the server's place."""
