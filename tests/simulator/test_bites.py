@@ -5,12 +5,17 @@ All of the bugs, and after how many histories each is seen: ``python -m tests.de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import Parameter, signature
+from pkgutil import resolve_name
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from blowing_off.recovery import Recovery
 from inbetweenies.replica import Known
+from inbetweenies.stores.keeper import Keeper
 from inbetweenies.testing.simulator import (
     MemoryDatabase,
     SimulatedWorld,
@@ -57,9 +62,43 @@ def test_there_are_enough_bugs_and_each_says_what_it_is() -> None:
     assert not set(MUTANTS) & set(EQUIVALENT)
 
 
+def replaced(plant: Plant) -> Iterator[tuple[Any, Any]]:
+    """What a bug would replace, each with what it would put in its place."""
+    patch = Mock(pytest.MonkeyPatch)
+    plant(patch)
+    for call in patch.setattr.call_args_list:
+        *target, bug = call.args
+        yield resolve_name(*target) if len(target) == 1 else getattr(target[0], target[1], None), bug
+
+
+def fits(bug: Any, real: Any) -> bool:
+    """Whether it can be handed all that what it replaces can be handed, in order or by name."""
+    taken = signature(real).parameters.values()
+    by_name = {each.name: each for each in taken if each.kind is Parameter.KEYWORD_ONLY}
+    in_order = [each for each in taken if each.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    for given, named in ((in_order, by_name), ((), by_name | {each.name: each for each in in_order})):
+        try:
+            signature(bug).bind(*given, **named)
+        except TypeError:
+            continue
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_bug_fits_into_what_it_replaces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(fits(bug, real) for real, bug in replaced(MUTANTS[name]) if callable(real))
+
     MUTANTS[name](monkeypatch)
+
+
+def test_a_bug_that_fits_no_more_is_seen() -> None:
+    def as_it_was(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(Keeper, "_compare", lambda self, journal, graph, birth, tip: None)
+
+    [(real, bug)] = replaced(as_it_was)
+
+    assert not fits(bug, real)
 
 
 def first_seed(plant: Plant) -> int:
