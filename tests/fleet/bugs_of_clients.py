@@ -103,6 +103,21 @@ def full_batch_stays(patch: Patch) -> None:
     patch.setattr(replica, "absorb", absorb)
 
 
+def asks_until_told_five_times(patch: Patch) -> None:
+    """That there is nothing more is believed when it is said for the fifth time."""
+    real = replica.absorb
+    told: dict[str, int] = {}
+
+    def absorb(answer: Any, sent: Any, state: Any, local: Any, **named: Any) -> Any:
+        result = real(answer, sent, state, local, **named)
+        if not result.drained or result.offer_again or result.differs:
+            return result
+        told[state.device] = told.get(state.device, 0) + 1
+        return replace(result, drained=told[state.device] % 5 == 0)
+
+    patch.setattr(replica, "absorb", absorb)
+
+
 def cursor_stays(patch: Patch) -> None:
     """The cursor does not move."""
     real = replica._advance

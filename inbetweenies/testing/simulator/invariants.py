@@ -746,9 +746,11 @@ class Belief(Invariant):
 
 
 class Settles(Invariant):
-    """Checked by the stage itself while it lets everybody sync: see `Stage.settle`."""
+    """Checked by the stage itself, while it lets everybody sync and at each message: see `Stage.settle`, `Session`."""
 
-    sentence = "With everything in order again, everybody comes to rest within few syncs."
+    sentence = (
+        "No sync takes more messages than there are pages and one; once everything is in order, few bring all to rest."
+    )
     clause = "10.2 to 10.6"
 
 

@@ -26,12 +26,15 @@ from .devices import Device, expects, strays
 from .invariants import Invariant, NoAckedWriteLost, Served
 from .network import PROXY_ANSWERS, Damage, Letter, Reply, damaged
 from .server import Roll, Server
+from .session import Session
 
 if TYPE_CHECKING:
     from .world import SimulatedWorld
 
 _encode = msgspec.json.Encoder().encode
 _THINGS: Final = tuple(THINGS)
+#: No sync takes so many messages. One that makes the log grow with each may take one more each time.
+LONGEST: Final = 1_000
 
 
 class Event(NamedTuple):
@@ -105,6 +108,8 @@ class Stage:
         self._ledgers: dict[str, Ledger] = {}
         self._backups: list[tuple[Any, dict[str, Ledger]]] = []
         self._extra = 0
+        #: The sync of each device that began last.
+        self._sessions: dict[int, Session] = {}
         self._nonces = 0
         #: Whether a graph was made a second time.
         self._reborn = False
@@ -228,10 +233,15 @@ class Stage:
 
     def _send(self, device: Device, n: int) -> Letter | None:
         client = device.client
+        begins = not client.phase
         body = client.speak()
         if body is None:
             return None
         device.exchange += 1
+        if begins:
+            ledger = self.ledger(device.graph)
+            self._sessions[device.number] = Session(client, ledger, self.setting, self.server.generation)
+        self._count(device, body)
         if isinstance(client, V1) and client.phase == "request" and self._looks_new(device, client):
             self._unheard.add(device.number)
         letter = Letter(n, device.number, device.exchange, client.kind, client.wire, body, client.pushed)
@@ -243,6 +253,13 @@ class Stage:
             items = len(letter.pushed.rows) + len(letter.pushed.records)
             self.say(f"{device} sends #{n}: {client.phase}" + (f", {items} changes" if items else ""))
         return letter
+
+    def _count(self, device: Device, body: bytes) -> None:
+        """One more message of a sync, which must not be one too many."""
+        session = self._sessions[device.number]
+        session.said(body)
+        if session.generation == self.server.generation and session.messages > session.most:
+            self.broken("10.2 to 10.6 (settles)", f"{device} is not done after {session.most} messages")
 
     def _looks_new(self, device: Device, client: V1) -> bool:
         known = self._answered.get(device.number) == self.server.starts
@@ -561,8 +578,7 @@ class Stage:
         client = device.client
         if client.waiting or client.phase:
             client.give_up()
-        most = self._pages(device) + 4
-        for _ in range(most):
+        for _ in range(LONGEST):
             self._extra += 1
             letter = self._send(device, -self._extra)
             if letter is None:
@@ -570,23 +586,7 @@ class Stage:
             which = self.deliver(letter)
             if which is None or not self.hear(letter, letter.replies[which]):
                 return
-        self.broken("10.2 to 10.6 (settles)", f"{device} is not done after {most} messages")
-
-    def _pages(self, device: Device) -> int:
-        """How many messages it takes to tell all there is to tell, both ways."""
-        client = device.client
-        if not isinstance(client, ModernV2):
-            return 0  # they do not page
-        image = client.store.image
-        logged = len(self.ledger(device.graph).rows)
-        given_back = len(image.copies) if self.server.generation else 0
-        # What was refused may be said again once the rest is there.
-        pushed = 2 * len(image.pending) + given_back
-        # What it sends stands after what it has yet to be told, and is then in the pages that it goes through.
-        pulled = logged + len(image.pending) + given_back
-        listed = logged if self.server.generation else 0
-        setting = self.setting
-        return -(-pulled // setting.page_rows) + -(-pushed // setting.batch) + -(-listed // setting.listing_rows)
+        self.broken("10.2 to 10.6 (settles)", f"{device} is not done after {LONGEST} messages")
 
     def heal(self) -> None:
         """Everything is in order again: everybody must come to rest, and hold the same."""
