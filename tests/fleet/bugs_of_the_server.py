@@ -204,7 +204,7 @@ def ack_before_commit(patch: Patch) -> None:
 def disk_full_swallowed(patch: Patch) -> None:
     """What a store cannot write is left out, and the rest of the request goes on."""
 
-    async def run(plan: Any, tx: Any, writable: bool = True) -> Any:
+    async def run(plan: Any, tx: Any, writable: bool = True, events: Any = None) -> Any:
         held = model.Held(head=engine.NOTHING)
         try:
             step = next(plan)
