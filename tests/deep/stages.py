@@ -58,7 +58,7 @@ STAGES: Final = {
     ),
     "mutants": Stage(
         "every planted bug, for at most {count} histories each",
-        2_000,
+        3_000,
         command=("-m", "tests.fleet.mutants", "--runs", "{count}"),
     ),
     "fuzz": Stage(
