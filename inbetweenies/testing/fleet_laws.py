@@ -404,8 +404,10 @@ class Ledger:
                 current[key] = row
 
     def merges(self, row: Row, pushed: Pushed) -> bool:
-        """Whether the server made this row out of two."""
+        """Whether the server made this row out of two. What comes from a lost log can be another merge of the same two,
+        without what was known there; the log then has it under another name."""
         sent = any((value.id, value.version) == (row.id, row.version) for value in pushed.rows)
+        sent = sent and not self.renamed(row.kind, row.id, row.version)
         again = self.original(row) is not row
         return row.until != row.seq and not sent and not again and row.entity().merged is True
 

@@ -155,6 +155,7 @@ ONCE_BROKEN_ELSEWHERE: dict[str, tuple[SimulatedWorld, int]] = {
     "a disk that failed when the answer was read": (SqliteWorld(), 620000090),
     "a row that was lost when all had been compared": (RealClients(), 620003117),
     "a row that was lost between two comparisons": (RealClients(), 620005086),
+    "another merge of the same two, from a lost log": (RealClients(), 640005962),
 }
 
 
