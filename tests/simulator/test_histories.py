@@ -147,6 +147,7 @@ ONCE_BROKEN = {
     "a merge of a row that names itself": (52003165, "large"),
     "what v1 was shown as a place before a restore": (52000081, "large"),
     "an edge of a row that nobody had any more": (300016264, "mixed"),
+    "a copy from a lost log that held the same rows, of which others stood": (1000356047, "small"),
 }
 
 
