@@ -298,9 +298,15 @@ class NothingDisplaced(Invariant):
             now = ledger.current.get(("entity", row.id))
             if not _has(ledger, row) or (now is not None and now.version == row.version):
                 continue
-            if now is None or now.version in ledger.ancestors(row.id, row.entity().parent_versions):
+            if now is None or (_follows(ledger, row, now) and not _follows(ledger, now, row)):
                 told = None if now is None else now.version
                 self.broken(f"{row.id} {row.version} was current, was lost and came back; now {told} is")
+
+
+def _follows(ledger: Ledger, row: Row, other: Row) -> bool:
+    """Whether one entity row descends from another, by their names. Where a device that was put back gives a name once
+    more each can descend from the other."""
+    return other.version in ledger.ancestors(row.id, row.entity().parent_versions)
 
 
 def _has(ledger: Ledger, row: Row) -> bool:
