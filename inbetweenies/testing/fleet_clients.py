@@ -129,11 +129,14 @@ class _V2(Client):
         return f"{act.verb} {short(act.thing)} as {short(row.version)} after [{after}]"
 
 
-def leaves(before: str | None, after: str | None) -> bool:
-    """Whether a cursor was followed by one of another epoch. A chain says which rows a log holds and not which of them
-    stand (PROTOCOL 4.2), so where a log was set back and holds the same again only the digest tells."""
+def reborn(before: str | None, after: str | None) -> bool:
+    """Whether a client that has read a log to its end finds the same end in another epoch. A chain says which rows a
+    log holds and not which of them stand (PROTOCOL 4.2): of one that was set back and holds the same again only the
+    digest tells."""
     came, went = parse_cursor(before or ""), parse_cursor(after or "")
-    return came is not None and went is not None and came.epoch != went.epoch
+    if came is None or went is None:
+        return False
+    return (came.seq, came.chain) == (went.seq, went.chain) and came.epoch != went.epoch
 
 
 class ModernV2(_V2):
@@ -277,7 +280,7 @@ class ModernV2(_V2):
         absorbed = replica.absorb(
             told, self.sent, before.state, self.store.local(told, self.sent), wanted=bool(self.ask.want)
         )
-        self.rewound |= leaves(before.state.cursor, told.cursor)
+        self.rewound |= reborn(before.state.cursor, told.cursor)
         if absorbed.differs and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
         if told.device_forked:

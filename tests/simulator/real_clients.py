@@ -22,7 +22,7 @@ from inbetweenies.model import Entity, Relationship, digest_change, parse_cursor
 from inbetweenies.offers import VersionPolicy
 from inbetweenies.replica import NEVER, Copy, Key, Pointer, RowKey
 from inbetweenies.testing.fleet_base import Client, Done, NoAnswer, Pushed, World, driven
-from inbetweenies.testing.fleet_clients import ModernV2, leaves
+from inbetweenies.testing.fleet_clients import ModernV2, reborn
 from inbetweenies.testing.fleet_ends import KINDS
 from inbetweenies.testing.fleet_laws import pushed_by
 from inbetweenies.testing.fleet_replica import Image, ReplicaStore, Whole, whole_of
@@ -136,12 +136,12 @@ class RealModern(ModernV2):
     def __init__(self, name: str, world: World, *, user: str, skew: int) -> None:
         self.talk: Talk | None = None
         self.said = b""
-        self.came: str | None = None  # its cursor when this sync began
         self.struck = False  # it has lost a row during this sync, maybe after all was compared
         super().__init__(name, world, user=user, skew=skew)
         settings = {"page_rows": world.page_rows, "batch_changes": world.batch, "nonces": self.nonce}
         self.store = RealStore(name, user, settings)
         self.store.clock = lambda: self.now
+        self.came = self.store.image.state.cursor  # when this sync began
 
     def message(self) -> bytes:
         if self.talk is None:
@@ -176,7 +176,7 @@ class RealModern(ModernV2):
             self.done.append(Done(row))
 
     def _ended(self, report: SyncReport) -> None:
-        self.rewound |= report.rewound or leaves(self.came, self.store.image.state.cursor)
+        self.rewound |= report.rewound or reborn(self.came, self.store.image.state.cursor)
         if report.healed and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
         if report.equal is False and not self.struck:
