@@ -129,14 +129,14 @@ class _V2(Client):
         return f"{act.verb} {short(act.thing)} as {short(row.version)} after [{after}]"
 
 
-def reborn(before: str | None, after: str | None) -> bool:
-    """Whether a client that has read a log to its end finds the same end in another epoch. A chain says which rows a
-    log holds and not which of them stand (PROTOCOL 4.2): of one that was set back and holds the same again only the
-    digest tells."""
-    came, went = parse_cursor(before or ""), parse_cursor(after or "")
-    if came is None or went is None:
+def reborn(before: State, after: str | None) -> bool:
+    """Whether a client that had read all that it had heard of goes on in another epoch, or finds its place there. A
+    chain says which rows a log holds and not which of them stand (PROTOCOL 4.2): of one that was set back and holds the
+    same again only the digest tells."""
+    came, went = parse_cursor(before.cursor or ""), parse_cursor(after or "")
+    if came is None or went is None or came.epoch == went.epoch:
         return False
-    return (came.seq, came.chain) == (went.seq, went.chain) and came.epoch != went.epoch
+    return before.witness in (None, before.cursor) or (came.seq, came.chain) == (went.seq, went.chain)
 
 
 class ModernV2(_V2):
@@ -280,7 +280,8 @@ class ModernV2(_V2):
         absorbed = replica.absorb(
             told, self.sent, before.state, self.store.local(told, self.sent), wanted=bool(self.ask.want)
         )
-        self.rewound |= reborn(before.state.cursor, told.cursor)
+        # Looked at where it has drained the log: where it has not, or nothing differs, there is nothing to excuse.
+        self.rewound |= absorbed.differs and reborn(before.state, told.cursor)
         if absorbed.differs and not self.rewound:
             self.world.broken("8 (cursor)", f"{self.name} has drained the log and its digest differs from the server's")
         if told.device_forked:

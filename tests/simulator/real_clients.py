@@ -141,12 +141,12 @@ class RealModern(ModernV2):
         settings = {"page_rows": world.page_rows, "batch_changes": world.batch, "nonces": self.nonce}
         self.store = RealStore(name, user, settings)
         self.store.clock = lambda: self.now
-        self.came = self.store.image.state.cursor  # when this sync began
+        self.came = self.store.image.state  # when this sync began
 
     def message(self) -> bytes:
         if self.talk is None:
             self.talk, self.struck = self.store.client.exchange(Line()), False
-            self.came = self.store.image.state.cursor
+            self.came = self.store.image.state
             self.said = self.talk.send(None)
         self.pushed = _pushed(self.said)
         return self.said

@@ -148,6 +148,7 @@ ONCE_BROKEN = {
     "what v1 was shown as a place before a restore": (52000081, "large"),
     "an edge of a row that nobody had any more": (300016264, "mixed"),
     "a copy from a lost log that held the same rows, of which others stood": (1000356047, "small"),
+    "a copy from a lost log that held the same rows, and more since": (1000883250, "small"),
     "an edit under a name that what it follows descends from": (1000614673, "small"),
 }
 
